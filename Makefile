@@ -1,0 +1,49 @@
+# `make repro` and `make test` need nothing but Python 3.11 or newer, make and git: each sets up .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+# Where pip finds torch, e.g. PyTorch's own index of CPU builds (see pytorch.org): make setup TORCH_INDEX=<address>
+TORCH_INDEX ?=
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
+
+.PHONY: help setup repro test test-slow lint run audit prune
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## install the pinned packages into .venv; a second call installs nothing
+
+$(STAMP): requirements.lock requirements-cuda.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed: make $(or $(MAKECMDGOALS),setup) PYTHON=<path>"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -r requirements.lock -c requirements-cuda.lock
+	@rm -f .venv/.installed-* && touch $@
+
+repro: setup  ## run the pipeline: whatever changed, and what follows from it
+	@python -m stages.core.params
+	@dvc repro
+	@echo "report: reports/index.html"
+
+test: setup  ## tests, without the slow ones
+	@python -m pytest -q -m "not slow"
+
+test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
+	@python -m pytest -q -m slow
+
+lint: setup  ## ruff and mypy
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder>
+	@python -m stages.core.preset "$(PRESET)" --root "$(ROOT)"
+
+audit: setup  ## does dvc.lock belong to this checkout; with FILE=..., what the file was made from
+	@python -m stages.core.lock $(if $(FILE),trace $(FILE),check)
+
+prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares
+	@python -m stages.core.lock prune
