@@ -1,0 +1,86 @@
+"""Where a long stage keeps what it has done, so that a killed run goes on and a changed one starts afresh.
+
+The folder is no DVC output: `persist: true` would let a run with other parameters pick it up. It lies at
+`.ckpt/<name>/<fingerprint>`; the fingerprint is a hash of everything that the result depends on.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from stages.core import files
+
+FINGERPRINT = "STAGE_FINGERPRINT"  # set by the guard: a hash of the stage's declared dependencies and params
+ROOT = Path(".ckpt")
+STAGES = Path(__file__).parent.parent
+
+
+class BusyError(RuntimeError):
+    """Another process is making the same result."""
+
+
+@contextmanager
+def folder(name: str, **facts: Any) -> Iterator[Path]:
+    """A folder for one unfinished result, open to one process at a time and dropped when the block ends well.
+
+    Args:
+        name: what is made, e.g. ``ingest-padchest``; one process at a time may make it.
+        facts: plain values that, with the loaded code, are all that what is kept depends on. Without any, the guard's
+            fingerprint stands for them, and a run by hand, which has none, starts afresh.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    outside = os.environ.get(FINGERPRINT)
+    given = json.dumps([loaded_code(), facts] if facts else outside, sort_keys=True)
+    kept = ROOT / name / hashlib.sha256(given.encode()).hexdigest()[:16]
+    with _only_writer(name):
+        if not outside and not facts:
+            files.remove(kept)
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        for finished in (ROOT / name).iterdir():  # older fingerprints' too
+            files.remove(finished)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = files.temporary_name(path)
+    with part.open("wb") as file:
+        file.write(content)
+    part.replace(path)
+
+
+@contextmanager
+def _only_writer(name: str) -> Iterator[None]:
+    path = ROOT / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner, lock = path.with_suffix(".pid"), FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        process = owner.read_text() if owner.exists() else "unknown"
+        raise BusyError(
+            f"process {process} is still making {name} (a killed `dvc repro` leaves its stage running): "
+            "wait for it or end it, then run again"
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def loaded_code() -> dict[str, str]:
+    """Path below stages/ -> SHA-256, for each module of the project that this process runs, but for the guard."""
+    root = STAGES.resolve()
+    loaded = {Path(file).resolve() for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))}
+    own = sorted(path for path in loaded if path.is_relative_to(root) and path.name not in ("guard.py", "__init__.py"))
+    return {path.relative_to(root).as_posix(): files.sha256(path) for path in own}

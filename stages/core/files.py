@@ -1,0 +1,99 @@
+"""Where stages read and write: declared paths, temporary names, byte-stable writers.
+
+`input` and `output` are the only doors to data in a stage's `main()`. Their argument is a literal or an f-string over
+`args`, so that `tests/test_wiring.py` can compute from the code what `dvc.yaml` must declare.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def input(path: str) -> Path:  # noqa: A001 - reads as files.input(...)
+    """The path of a stage's declared input.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+    """
+    found = Path(path)
+    if not found.exists():
+        raise FileNotFoundError(f"{path} does not exist: run `make repro`, which makes what comes before this stage")
+    return found
+
+
+@contextmanager
+def output(path: str) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well; a killed stage leaves no half output.
+
+    The block makes a file or a folder at the name that it is given. After an error the temporary is removed.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(target)
+    remove(temporary)
+    try:
+        yield temporary
+    except BaseException:
+        remove(temporary)
+        raise
+    remove(target)
+    temporary.replace(target)
+
+
+def temporary_name(path: Path) -> Path:
+    """The name that `output` writes to before it renames; `.dvcignore` hides it from DVC."""
+    return path.with_name(f".{path.name}.part")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder tree if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` without a copy; copies where the file system cannot link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON with one fixed byte form: sorted keys, two spaces, no NaN (an undefined number is `None`)."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write parquet without an index; the same table gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        table.to_parquet(file, index=False, compression="zstd")
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read parquet through a Python file, so that the guard sees what a stage opens."""
+    with path.open("rb") as file:
+        return pd.read_parquet(file, columns=columns)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,156 @@
+"""Run a stage so that what is recorded of it is what ran: `python -m stages.core.guard stages.<stage> --<cell> ...`
+
+DVC 3.67 hashes dependencies and params *after* the command (dvc#11058), and never checks that a stage reads only what
+it declares. This wrapper, for a stage that DVC runs,
+
+1. hashes the declared dependencies and params before and after, and fails when one changed in between;
+2. fails when the stage opens a project file that it does not declare, or writes outside its outputs (what C code or
+   worker processes open is not seen: `tests/test_wiring.py` covers those by reading the code);
+3. lets the stage read just the params that it declares.
+
+A failing command makes DVC record nothing. Outside DVC the stage runs without these checks.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core import checkpoints, files, params
+
+SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time
+UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", "params.yaml", "dvc.yaml", "dvc.lock"}
+
+
+class ProvenanceError(RuntimeError):
+    """What DVC would record of this run is not what ran."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What dvc.yaml says of one stage."""
+
+    name: str
+    deps: tuple[str, ...]
+    keys: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+def declaration(address: str) -> Declaration:
+    """The declaration of a stage, as DVC itself resolves it."""
+    from dvc.dependency.param import ParamsDependency
+    from dvc.repo import Repo
+
+    stage = next(iter(Repo(os.curdir).stage.collect(address)))
+    keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
+    deps = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    return Declaration(address, tuple(deps), tuple(keys), tuple(out.def_path for out in stage.outs))
+
+
+def digest(path: Path) -> str:
+    """A hash that changes when a file, or anything in a folder, changes."""
+    members: Iterable[Path] = [path]
+    if path.is_dir():
+        members = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    total = hashlib.sha256()
+    for file in members:
+        try:
+            status = file.stat()
+            small = status.st_size <= SMALL_BYTES
+            content = file.read_bytes() if small else f"{status.st_size}:{status.st_mtime_ns}".encode()
+        except FileNotFoundError:
+            content = b"missing"
+        total.update(str(file).encode() + b"\0" + hashlib.sha256(content).digest())
+    return total.hexdigest()
+
+
+def state(declared: Declaration) -> dict[str, Any]:
+    """Each declared input -> its present hash or value."""
+    values = params.read()
+    found: dict[str, Any] = {path: digest(Path(path)) for path in declared.deps}
+    return found | {f"params.yaml:{key}": params.pick(values, key) for key in declared.keys}
+
+
+def _watch(declared: Declaration, root: Path, faults: set[str]) -> None:
+    """Fail as soon as the stage opens a project file that it does not declare."""
+    outs = [root / path for path in declared.outs]
+    writable = [*outs, *(files.temporary_name(path) for path in outs)]
+    readable = [
+        *writable,
+        *((root / path).resolve() for path in declared.deps),
+        *(root / path for path in declared.deps),
+    ]
+    write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(args[0], str | bytes | os.PathLike) or args[2] & os.O_DIRECTORY:
+            return
+        path = root / os.path.normpath(os.fsdecode(args[0]))  # links stay as they are: outputs may be links
+        if root not in path.parents:
+            return
+        relative = path.relative_to(root)
+        if relative.parts[0] in UNTRACKED or "__pycache__" in relative.parts or path.is_dir():
+            return
+        is_write = any(mark in args[1] for mark in "wax+") if isinstance(args[1], str) else bool(args[2] & write_flags)
+        if relative.parts[0] == "stages" and relative.suffix == ".py" and not is_write:
+            return  # code counts when it is imported: see _imported
+        if not any(place == path or place in path.parents for place in (writable if is_write else readable)):
+            fault = f"{'wrote' if is_write else 'read'} {relative}"
+            faults.add(fault)  # kept in case a library swallows the exception
+            raise ProvenanceError(f"{declared.name} {fault}, which dvc.yaml does not declare")
+
+    sys.addaudithook(hook)
+
+
+def _project_modules(root: Path) -> set[str]:
+    """The project files among the imported modules, relative to the root."""
+    sources = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    places = [Path(source).resolve() for source in sources if source]
+    return {place.relative_to(root).as_posix() for place in places if root / "stages" in place.parents}
+
+
+def _imported(declared: Declaration, root: Path, harness: set[str]) -> set[str]:
+    """Project modules that the stage imported beside this wrapper's own, and that are no declared dependency."""
+    own = {path for path in _project_modules(root) - harness if not path.endswith("/__init__.py")}
+    return {f"imported {path}" for path in own - set(declared.deps)}
+
+
+def run(module: str, argv: list[str]) -> None:
+    """Run `module.main(argv)` under the checks of this module's docstring.
+
+    Raises:
+        ProvenanceError: inputs changed during the run, or the stage went outside its declaration.
+    """
+    address = os.environ.get("DVC_STAGE")
+    if address is None:
+        importlib.import_module(module).main(argv)
+        return
+    root, faults = Path.cwd().resolve(), set[str]()
+    harness = _project_modules(root)
+    declared = declaration(address)
+    before = state(declared)
+    fingerprint = hashlib.sha256(json.dumps([address, before], sort_keys=True, default=str).encode()).hexdigest()
+    os.environ[checkpoints.FINGERPRINT] = fingerprint
+    os.environ[params.DECLARED] = " ".join(declared.keys)
+    _watch(declared, root, faults)
+    importlib.import_module(module).main(argv)
+    faults |= _imported(declared, root, harness)
+    if faults:
+        raise ProvenanceError(f"{address} went outside its declaration in dvc.yaml: {', '.join(sorted(faults))}")
+    after = state(declared)
+    if changed := sorted(key for key in before if before[key] != after[key]):
+        for out in declared.outs:
+            files.remove(Path(out))
+        raise ProvenanceError(
+            f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
+            "was removed. Run `make repro` again."
+        )
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,198 @@
+"""What `dvc.lock` proves: `python -m stages.core.lock check | prune | trace <file>`.
+
+`check` says whether the lock belongs to this checkout's code and params and whether its chain of hashes is whole; it
+needs no data (`dvc repro --dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and
+files of cells that params.yaml no longer declares; DVC keeps both. `trace` lists all that a file was made from.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.core import files
+
+LOCK = Path("dvc.lock")
+FOLDERS = ("data", "reports")  # what stages write below
+
+Entry = dict[str, Any]
+
+
+def dvc(*words: str) -> str:
+    """The output of a DVC command.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(["dvc", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"dvc {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def entries() -> dict[str, Entry]:
+    """Stage name -> its entry in dvc.lock."""
+    if not LOCK.exists():
+        raise FileNotFoundError("there is no dvc.lock: run `make repro`")
+    with LOCK.open(encoding="utf-8") as file:
+        return dict(YAML(typ="safe").load(file)["stages"])
+
+
+def declared() -> list[str]:
+    """The stages that dvc.yaml and params.yaml declare."""
+    return [line.strip() for line in dvc("stage", "list", "--all", "--name-only").splitlines() if line.strip()]
+
+
+def producers(lock: dict[str, Entry]) -> dict[str, tuple[str, str]]:
+    """Output path -> (stage that made it, its hash)."""
+    return {out["path"]: (name, out["md5"]) for name, entry in lock.items() for out in entry.get("outs", [])}
+
+
+def chain_faults(lock: dict[str, Entry], stages: list[str]) -> list[str]:
+    """Where what a stage consumed is not what the stage before it produced, and entries too few or too many."""
+    made = producers(lock)
+    faults = [f"{name}: never run, not in dvc.lock" for name in stages if name not in lock]
+    faults += [f"{name}: no such stage any more, run `make prune`" for name in lock if name not in stages]
+    for name, entry in lock.items():
+        for dep in entry.get("deps", []):
+            producer, md5 = made.get(dep["path"], (None, dep.get("md5")))
+            if md5 != dep.get("md5"):
+                faults.append(f"{name}: consumed another {dep['path']} than {producer} produced")
+    return faults
+
+
+def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]) -> list[str]:
+    """What `dvc status --json` reports, less outputs and inputs that are only absent from this checkout."""
+
+    def is_absent(path: str, change: Any) -> bool:
+        below = [other for other in made if other == path or other.startswith(f"{path}/")]
+        if change in ("deleted", "not in cache"):
+            return bool(below)
+        return change == "modified" and path not in made and any(not Path(other).exists() for other in below)
+
+    faults = []
+    for name, items in status.items():
+        for item in items:
+            if isinstance(item, str):
+                faults.append(f"{name}: {item}")
+                continue
+            for kind, changes in item.items():
+                for path, change in changes.items():
+                    if not is_absent(path, change):
+                        faults.append(f"{name}: {kind}: {path}: {change}")
+    return faults
+
+
+def check() -> list[str]:
+    """All that is wrong between dvc.lock and this checkout."""
+    lock = entries()
+    return chain_faults(lock, declared()) + status_faults(json.loads(dvc("status", "--json") or "{}"), producers(lock))
+
+
+def undeclared_files(outs: list[str]) -> list[Path]:
+    """Files below `data` and `reports` that belong to no declared output and that git does not track."""
+    listing = subprocess.run(["git", "ls-files", "-z", *FOLDERS], capture_output=True, text=True, check=False).stdout
+    keep = {Path(name) for name in listing.split("\0") if name}
+    places = {Path(out) for out in outs}
+    found = []
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).rglob("*")):
+            lies_in_out = path in places or any(parent in places for parent in path.parents)
+            if path.is_file() and not lies_in_out and (path not in keep or _made_by_stage(path)):
+                found.append(path)
+    return found
+
+
+def _made_by_stage(path: Path) -> bool:
+    """Whether a tracked file lies where stages write cells, so that git has it only from an earlier run."""
+    return path.parts[0] == "reports" and len(path.parts) > 2
+
+
+def prune() -> list[str]:
+    """Drop lock entries and files of cells that are declared no more; returns what went."""
+    stages = declared()
+    yaml = YAML()
+    yaml.width = 10**6
+    with LOCK.open(encoding="utf-8") as file:
+        content = yaml.load(file)
+    gone = [name for name in content["stages"] if name not in stages]
+    for name in gone:
+        del content["stages"][name]
+    if gone:
+        temporary = files.temporary_name(LOCK)
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(content, file)
+        temporary.replace(LOCK)
+    outs = [line for line in dvc("ls", ".", "--recursive", "--dvc-only").splitlines() if line]
+    wanted = [out["path"] for entry in content["stages"].values() for out in entry.get("outs", [])]
+    stale = undeclared_files([*wanted, *outs])
+    for path in stale:
+        path.unlink()
+        for parent in path.parents:
+            if parent.parts and len(parent.parts) > 1 and parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+    return [*(f"dvc.lock: {name}" for name in gone), *map(str, stale)]
+
+
+def trace(target: str) -> list[str]:
+    """What a file was made from, one line a stage, from the file down to the raw data.
+
+    Raises:
+        ValueError: no stage made it.
+    """
+    lock = entries()
+    made = producers(lock)
+
+    def makers(path: str) -> list[str]:
+        return sorted(
+            {
+                name
+                for out, (name, _) in made.items()
+                if out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/")
+            }
+        )
+
+    pending, lines, seen = makers(target), list[str](), set[str]()
+    if not pending:
+        raise ValueError(f"no stage in dvc.lock made {target}")
+    while pending:
+        name = pending.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        entry = lock[name]
+        lines.append(f"{name}\n  command  {entry['cmd']}")
+        lines += [f"  code     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if not makers(dep["path"])]
+        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+            lines.append(f"  param    {key} = {json.dumps(value)}")
+        lines += [f"  data     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if makers(dep["path"])]
+        lines += [f"  made     {out['md5']}  {out['path']}" for out in entry.get("outs", [])]
+        pending += [maker for dep in entry.get("deps", []) for maker in makers(dep["path"])]
+    return lines
+
+
+def main() -> None:
+    """Parse, do, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check")
+    commands.add_parser("prune")
+    commands.add_parser("trace").add_argument("file")
+    args = parser.parse_args()
+    if args.command == "check":
+        faults = check()
+        print("\n".join(faults) or f"dvc.lock belongs to this code and these params: {len(entries())} stages")
+        sys.exit(bool(faults))
+    try:
+        lines = prune() if args.command == "prune" else trace(args.file)
+    except ValueError as error:
+        sys.exit(str(error))
+    print("\n".join(lines) or "nothing to prune")
+
+
+if __name__ == "__main__":
+    main()

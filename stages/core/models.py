@@ -1,0 +1,230 @@
+"""Models: built by the name of their file, started from weights, saved, loaded and run.
+
+The second half writes Once-for-All sub-networks of the MobileNetV3 space in timm's block notation (Cai et al.,
+"Once-for-All: Train One Network and Specialize it for Efficient Deployment", arXiv 1908.09791), for architectures that
+timm lacks.
+"""
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load, load_file, save_file
+from timm.layers.helpers import make_divisible
+from timm.models import build_model_with_cfg
+from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.mobilenetv3 import MobileNetV3
+from torch import Tensor, nn
+
+from stages.core import files, plugins
+from stages.core.images import Images
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which pretrained weights expect
+STD = (0.229, 0.224, 0.225)
+
+
+class CheckpointError(ValueError):
+    """Weights do not fit the model that they are loaded into."""
+
+
+def fix(threads: int) -> torch.device:
+    """Make this process reproducible and choose its device: the thread count changes float results on CPUs."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_input(films: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """uint8 films (batch, size_px, size_px) as normalised float input (batch, 3, size_px, size_px)."""
+    grey = torch.from_numpy(films).to(device or "cpu").unsqueeze(1).float().div(255)
+    mean, std = (torch.tensor(values, device=grey.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return ((grey - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def build_model(architecture: str, outputs: int, size_px: int, start: Any = None, seed: int = 0) -> nn.Module:
+    """A timm model by the name of its file under stages/models.
+
+    Args:
+        architecture: the file's name.
+        outputs: number of logits.
+        size_px: side of the input; handed to constructors that take one (Swin, Visformer).
+        start: the architecture's entry of params.yaml (pretrained, checkpoint); None for random weights.
+        seed: of the random weights.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit, or its hash is not the recorded one.
+        FileNotFoundError: no checkpoint there, or ImageNet weights that cannot be fetched.
+    """
+    name = plugins.load("models", architecture).ID
+    extra: dict[str, Any] = {"img_size": size_px} if _takes_size(name) else {}
+    pretrained = bool(start and start.pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=outputs, **extra)
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise FileNotFoundError(
+                f"ImageNet weights of {name} could not be fetched ({error}): connect once so that timm can cache them, "
+                f"or give a local file as checkpoint (params.yaml: {architecture}.checkpoint)"
+            ) from error
+    if start and start.checkpoint:
+        load_checkpoint(model, Path(start.checkpoint), start.checkpoint_sha256)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _takes_size(name: str) -> bool:
+    """Whether a timm constructor takes `img_size`; DenseNet and ResNet raise TypeError on it."""
+    with torch.device("meta"):
+        return "img_size" in inspect.signature(type(timm.create_model(name))).parameters
+
+
+def load_checkpoint(model: nn.Module, path: Path, sha256: str) -> None:
+    """Load starting weights by name, or by order where names differ and all shapes agree.
+
+    Published Once-for-All weights name their tensors otherwise than timm, in the same order. A classifier of another
+    width (the last two tensors) keeps its random weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: another hash, or another architecture; the message lists the first keys that differ.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: put it there, or set checkpoint to null in params.yaml")
+    found = files.sha256(path)
+    if found != sha256:
+        raise CheckpointError(f"{path} has sha256 {found}, params.yaml records {sha256}: it is another file")
+    if path.suffix == ".safetensors":
+        given = load_file(path)
+    else:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    if given.keys() != own.keys() and len(given) == len(own):
+        given = dict(zip(own, given.values(), strict=True))
+    head = list(own)[-2:]
+    wrong = sorted(given.keys() ^ own.keys())
+    wrong += [
+        f"{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in given and given[key].shape != own[key].shape and key not in head
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} is of another architecture: {len(wrong)} keys differ: {', '.join(wrong[:8])}")
+    model.load_state_dict({key: value for key, value in given.items() if value.shape == own[key].shape}, strict=False)
+
+
+def write(model: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    """Write `weights.safetensors` and `model.json`, which `load_model` reads."""
+    folder.mkdir(parents=True)
+    save_file(
+        {key: value.contiguous().cpu() for key, value in model.state_dict().items()}, folder / "weights.safetensors"
+    )
+    files.write_json(about, folder / "model.json")
+
+
+def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained model in eval mode and what is known of it (`model.json`: architecture, findings, size_px, ...)."""
+    about = files.read_json(folder / "model.json")
+    model = build_model(about["architecture"], len(about["findings"]), about["size_px"])
+    model.load_state_dict(load((folder / "weights.safetensors").read_bytes()))
+    return model.eval(), about
+
+
+def logits(model: nn.Module, films: Iterable[np.ndarray], device: torch.device) -> np.ndarray:
+    """Outputs of a model in eval mode for batches of uint8 films, float32 (films, outputs)."""
+    with torch.inference_mode():
+        return np.concatenate([model(to_input(batch, device)).float().cpu().numpy() for batch in films])
+
+
+def in_batches(films: Images, size: int) -> Iterator[np.ndarray]:
+    """All films in order, `size` at a time, uint8 (size, size_px, size_px)."""
+    for start in range(0, len(films), size):
+        yield films.take(range(start, min(start + size, len(films))))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Inverted-residual blocks of one width.
+
+    Attributes:
+        channels: output width.
+        blocks: (kernel, expansion of the block's input channels) of each block.
+        stride: of the first block.
+        relu: ReLU, else hard-swish.
+        excite: squeeze-and-excitation of a quarter of the expanded width.
+    """
+
+    channels: int
+    blocks: tuple[tuple[int, int], ...]
+    stride: int
+    relu: bool
+    excite: bool
+
+    def notation(self) -> list[str]:
+        """The blocks as timm's decoder takes them."""
+        suffix = ("_se0.25" if self.excite else "") + ("_nre" if self.relu else "")
+        return [
+            f"ir_r1_k{kernel}_s{self.stride if position == 0 else 1}_e{expansion}_c{self.channels}{suffix}"
+            for position, (kernel, expansion) in enumerate(self.blocks)
+        ]
+
+
+def once_for_all(
+    name: str, stem: int, stages: tuple[Stage, ...], last: int, features: int, **kwargs: Any
+) -> MobileNetV3:
+    """A timm model of these stages.
+
+    Args:
+        name: as registered with timm.
+        stem: channels of the stem and of the depthwise-separable block after it.
+        stages: the inverted-residual stages.
+        last: channels of the 1x1 convolution before the pool.
+        features: channels after the pool, which the classifier reads.
+        kwargs: what `timm.create_model` hands on.
+    """
+    notation = [[f"ds_r1_k3_s1_e1_c{stem}_nre"], *(stage.notation() for stage in stages), [f"cn_r1_k1_s1_c{last}"]]
+    blocks = decode_arch_def(notation)  # type: ignore[no-untyped-call]  # timm's, without types
+    divisible = partial(make_divisible, divisor=8)
+    model: MobileNetV3 = build_model_with_cfg(
+        MobileNetV3,
+        name,
+        kwargs.pop("pretrained", False),
+        block_args=blocks,
+        stem_size=stem,
+        fix_stem=True,
+        num_features=features,
+        head_bias=False,
+        act_layer=nn.Hardswish,
+        norm_layer=partial(nn.BatchNorm2d, eps=1e-5, momentum=0.1),
+        se_layer=partial(SqueezeExcite, gate_layer="hard_sigmoid", force_act_layer=nn.ReLU, rd_round_fn=divisible),
+        pretrained_strict=True,
+        kwargs_filter=("features_only",),
+        **kwargs,
+    )
+    return model
+
+
+def default_cfg() -> dict[str, Any]:
+    """timm's description of weights for a net built here; the authors' are loaded with `checkpoint`."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": MEAN,
+        "std": STD,
+        "first_conv": "conv_stem",
+        "classifier": "classifier",
+    }

@@ -1,0 +1,409 @@
+"""`params.yaml`: its schema, and the one door through which a stage reads it.
+
+A stage calls `load` once in its `main()`, with the keys that it declares in `dvc.yaml`, and gets their values and
+nothing else. The whole file is checked at every call, so that a wrong key stops the first stage, before any work.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from stages.core import findings, plugins
+
+FILE = Path("params.yaml")
+DECLARED = "STAGE_DECLARED_PARAMS"  # set by the guard: the keys that dvc.yaml declares for the running stage
+
+
+class ParamsError(ValueError):
+    """`params.yaml` breaks its schema; the message lists every fault."""
+
+
+def _known_finding(name: str) -> str:
+    findings.in_order({name})
+    return name
+
+
+def _model(name: str) -> str:
+    plugins.require("models", name)
+    return name
+
+
+def _explainer(name: str) -> str:
+    plugins.require("explainers", name)
+    return name
+
+
+Finding = Annotated[str, BeforeValidator(_known_finding)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Policy = Literal["ones", "zeros", "ignore", "smoothed", "teacher"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: every key is needed, no other is allowed, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Interval(Section):
+    """A range that a number is drawn from."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Interval":
+        if self.low > self.high:
+            raise ValueError(f"low must not exceed high, got {self.low} > {self.high}")
+        return self
+
+
+class Phantoms(Section):
+    """How many rows of a real table are drawn."""
+
+    train_val_images: Count
+    test_images: Count
+
+
+class Difficulty(Section):
+    """How hard the drawn findings are to see."""
+
+    contrast: Interval
+    size: Interval
+    noise: Share
+    anatomy: Positive
+    distractors: Share
+
+
+class Phantom(Section):
+    """What is drawn, and how the public labels differ from the truth."""
+
+    size_px: Annotated[int, Field(ge=32)]
+    images_per_patient: Count
+    min_positives: Count
+    blank_present: Rate
+    uncertain_present: Rate
+    unchanged_present: Rate
+    missed: Rate
+    false_per_true: Annotated[float, Field(ge=0)]
+    difficulty: Difficulty
+
+
+class Dataset(Section):
+    """Where a data set lies and how it is read."""
+
+    root: str
+    split: Literal["official", "patient_random", "patient_hash"]
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    views: Annotated[list[Literal["PA", "AP", "AP_horizontal", "lateral"]], Field(min_length=1)]
+    max_rejected_rows: Share
+    max_rejected_images: Share
+    findings: Annotated[list[Finding], Field(min_length=1)]
+
+
+class FindingPolicy(Section):
+    """What a fact becomes in training: `default`, but for the findings named in `per_finding`."""
+
+    default: Policy
+    per_finding: dict[Finding, Policy]
+
+
+class Policies(Section):
+    """What an uncertain and a not-mentioned label of a data set become in training."""
+
+    uncertain: FindingPolicy
+    blank: FindingPolicy
+
+
+class Assemble(Section):
+    """Limits on what may be left out when labels meet images."""
+
+    max_rows_without_image: Share
+    max_images_without_row: Share
+
+
+class Ingest(Section):
+    """How source images become shards."""
+
+    size_px: Annotated[int, Field(ge=32)]
+    shard_images: Count
+    max_pixels: Count
+
+
+class Cohort(Section):
+    """What a model trains on."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+
+
+class Architecture(Section):
+    """Where an architecture's weights start from."""
+
+    pretrained: bool
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+
+    @model_validator(mode="after")
+    def _hash_recorded(self) -> "Architecture":
+        if (self.checkpoint is None) != (self.checkpoint_sha256 is None):
+            raise ValueError("checkpoint and checkpoint_sha256 are given together or are both null")
+        if self.pretrained and self.checkpoint:
+            raise ValueError("pretrained: true and a checkpoint exclude each other")
+        return self
+
+
+class Views(Section):
+    """The fixed augmented views of an image that teacher and student both see."""
+
+    count: Count
+    shift: Share
+    scale: Share
+    rotate_deg: Annotated[float, Field(ge=0, le=180)]
+    brightness: Share
+    contrast: Share
+
+
+class Training(Section):
+    """One training schedule."""
+
+    optimizer: Literal["sgd", "adamw"]
+    lr: Positive
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Share
+    final_lr: Share
+    steps: Count
+    batch_size: Count
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    clip_norm: Positive
+    ema_decay: Rate
+    bf16: bool
+    evaluations: Annotated[int, Field(ge=4)]
+    checkpoint_steps: Count
+
+
+class Train(Section):
+    """The schedules of teachers and students; twin and distilled student share one."""
+
+    teacher: Training
+    student: Training
+
+
+class AlsoDistill(Section):
+    """Cells beyond the headline cohort, which gets every loss."""
+
+    cohorts: list[str]
+    losses: list[str]
+
+
+class Headline(Section):
+    """The cell that is exported, explained and shown first."""
+
+    cohort: str
+    student: Annotated[str, BeforeValidator(_model)]
+    teacher: Annotated[str, BeforeValidator(_model)]
+    loss: str
+    seed: int
+
+
+class Evaluate(Section):
+    """Intervals and thresholds."""
+
+    replicates: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    min_positives: Count
+    margin: Positive
+
+
+class Profile(Section):
+    """How cost is measured."""
+
+    sizes_px: Annotated[list[Annotated[int, Field(ge=32)]], Field(min_length=1)]
+    outputs: Count
+    repeats: Annotated[int, Field(ge=3)]
+
+
+class Explain(Section):
+    """Which maps are made and how they are scored."""
+
+    explainer: Annotated[str, BeforeValidator(_explainer)]
+    max_stride: Count
+    iobb_thresholds: Annotated[list[Share], Field(min_length=1)]
+    map_quantile: Share
+    gallery_per_outcome: Count
+    max_boxes: Count
+
+
+class Export(Section):
+    """What the on-device model must satisfy."""
+
+    opset: Annotated[int, Field(ge=17)]
+    tolerance: Positive
+    calibration_images: Count
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    title: str
+    pixels: Literal["phantom", "real"]
+    seed: int
+    threads: Count
+    workers: Count
+    phantom: Phantom
+    phantoms: dict[str, Phantoms]
+    datasets: dict[str, Dataset]
+    policies: dict[str, Policies]
+    ingest: Ingest
+    assemble: Assemble
+    cohorts: dict[str, Cohort]
+    teachers: dict[Annotated[str, BeforeValidator(_model)], Architecture]
+    students: dict[Annotated[str, BeforeValidator(_model)], Architecture]
+    losses: dict[str, dict[str, Any]]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    also_distill: AlsoDistill
+    headline: Headline
+    views: Views
+    train: Train
+    evaluate: Evaluate
+    profile: Profile
+    explain: Explain
+    export: Export
+
+    def contradictions(self) -> list[str]:
+        """What each part allows alone but not together, as `key: rule, got value`."""
+        faults: list[str] = []
+
+        def member(key: str, value: object, known: Any, where: str) -> None:
+            if value not in known:
+                faults.append(f"{key}: must be one of {where} ({', '.join(map(str, known))}), got {value!r}")
+
+        for name in self.datasets:
+            member(f"datasets.{name}", name, plugins.names("datasets"), "the files in stages/datasets")
+            member(f"policies.{name}", name, self.policies, "the keys of policies")
+        for name in self.phantoms:
+            member(f"phantoms.{name}", name, self.datasets, "the keys of datasets")
+        for name, cohort in self.cohorts.items():
+            for dataset in cohort.datasets:
+                member(f"cohorts.{name}.datasets", dataset, self.datasets, "the keys of datasets")
+        for cohort_name in self.also_distill.cohorts:
+            member("also_distill.cohorts", cohort_name, self.cohorts, "the keys of cohorts")
+            if cohort_name == self.headline.cohort:
+                faults.append(f"also_distill.cohorts: {cohort_name} is headline.cohort, which has every loss already")
+        for loss in self.also_distill.losses:
+            member("also_distill.losses", loss, self.losses, "the keys of losses")
+        member("headline.cohort", self.headline.cohort, self.cohorts, "the keys of cohorts")
+        member("headline.student", self.headline.student, self.students, "the keys of students")
+        member("headline.teacher", self.headline.teacher, self.teachers, "the keys of teachers")
+        member("headline.loss", self.headline.loss, self.losses, "the keys of losses")
+        if self.also_distill.cohorts:
+            member("headline.loss", self.headline.loss, self.also_distill.losses, "also_distill.losses")
+        member("headline.seed", self.headline.seed, self.seeds, "seeds")
+        for group in ("phantoms", "datasets", "cohorts", "teachers", "students", "losses"):
+            for name in getattr(self, group):
+                if not plugins.NAME.fullmatch(name):
+                    faults.append(f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address dots and dashes)")
+        for loss, given in self.losses.items():
+            faults += _loss_faults(loss, given)
+        return faults
+
+
+def _loss_faults(loss: str, given: dict[str, Any]) -> list[str]:
+    """What is wrong with `losses.<loss>`, by the annotations of the plug-in's `Settings`."""
+    try:
+        wanted = plugins.settings("losses", loss)
+    except ValueError as error:
+        return [f"losses.{loss}: {error}"]
+    faults = [f"losses.{loss}.{key}: missing ({wanted[key]})" for key in wanted if key not in given]
+    faults += [f"losses.{loss}.{key}: unknown, allowed are {', '.join(wanted)}" for key in given if key not in wanted]
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
+    for key, annotation in wanted.items():
+        allowed = kinds.get(annotation)
+        value = given.get(key)
+        is_bool_by_mistake = isinstance(value, bool) and annotation != "bool"
+        if key in given and allowed and (not isinstance(value, allowed) or is_bool_by_mistake):
+            faults.append(f"losses.{loss}.{key}: must be {annotation}, got {value!r}")
+    return faults
+
+
+def _reason(error: Any) -> str:
+    """One line for one pydantic error."""
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+
+
+def parse(values: Any, file: str = "params.yaml") -> Params:
+    """Check a whole params file.
+
+    Raises:
+        ParamsError: with every fault, each named by its key.
+    """
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        faults = [_reason(item) for item in error.errors()]
+        losses = values.get("losses") if isinstance(values, dict) else None
+        if isinstance(losses, dict):
+            faults += [
+                fault
+                for name, given in losses.items()
+                if isinstance(given, dict)
+                for fault in _loss_faults(name, given)
+            ]
+    else:
+        faults = params.contradictions()
+        if not faults:
+            return params
+    listed = "\n".join(f"  {fault}" for fault in faults)
+    raise ParamsError(f"{file} has {len(faults)} fault(s):\n{listed}\nEach key is explained by its comment in {file}.")
+
+
+def read(file: Path = FILE) -> Any:
+    """The plain values of a params file (YAML 1.2, as DVC reads it)."""
+    with file.open(encoding="utf-8") as stream:
+        return YAML(typ="safe").load(stream)
+
+
+def pick(params: Any, key: str) -> Any:
+    """The value at a dotted key of a parsed file.
+
+    Raises:
+        ParamsError: no such key.
+    """
+    value = params
+    for part in key.split("."):
+        try:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        except (KeyError, AttributeError) as error:
+            raise ParamsError(f"params.yaml has no key {key}") from error
+    return value
+
+
+def load(*keys: str) -> Any:
+    """The values of these keys, in order: one value for one key, else a tuple.
+
+    Raises:
+        ParamsError: the file has faults, or dvc.yaml does not declare a key for the running stage.
+    """
+    declared = os.environ.get(DECLARED)
+    if declared is not None:
+        undeclared = sorted(set(keys) ^ set(declared.split()))
+        if undeclared:
+            raise ParamsError(f"params read and params declared in dvc.yaml differ: {', '.join(undeclared)}")
+    params = parse(read())
+    values = tuple(pick(params, key) for key in keys)
+    return values[0] if len(values) == 1 else values
+
+
+if __name__ == "__main__":
+    parse(read())

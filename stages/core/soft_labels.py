@@ -1,0 +1,51 @@
+"""A teacher's logits of the fixed views of a cohort's training films: computed once, used by every student."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core import files
+from stages.core.training import Cohort
+
+
+class SoftLabelError(ValueError):
+    """Soft labels do not belong to the cohort that they are used with."""
+
+
+def identity(cohort: Cohort, views: Any, seed: int) -> dict[str, Any]:
+    """What soft labels must agree on with the student that uses them."""
+    keys = "\n".join(cohort.train.rows["dataset"] + "\t" + cohort.train.rows["image"])
+    return {
+        "images": len(cohort.train.rows),
+        "images_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+        "findings": cohort.findings,
+        "size_px": cohort.about["size_px"],
+        "views": views.model_dump(),
+        "seed": seed,
+    }
+
+
+def write(logits: np.ndarray, cohort: Cohort, views: Any, seed: int, folder: Path) -> None:
+    """Write logits (views, training rows, findings) as fp16 beside what they belong to."""
+    folder.mkdir(parents=True)
+    with (folder / "logits.npy").open("wb") as file:
+        np.save(file, logits.astype(np.float16))
+    files.write_json(identity(cohort, views, seed), folder / "soft_labels.json")
+
+
+def read(folder: Path, cohort: Cohort, views: Any, seed: int) -> np.ndarray:
+    """The logits, float16 (views, training rows, findings), in a memory map.
+
+    Raises:
+        SoftLabelError: they are of other films, views or findings; the message names what differs.
+    """
+    theirs, ours = files.read_json(folder / "soft_labels.json"), identity(cohort, views, seed)
+    if differing := sorted(key for key in ours if theirs.get(key) != ours[key]):
+        raise SoftLabelError(
+            f"{folder} was made for other {', '.join(differing)} than cohort {cohort.about['cohort']} has now: "
+            "run `make repro`, which computes them again"
+        )
+    logits: np.ndarray = np.load(folder / "logits.npy", mmap_mode="r")
+    return logits

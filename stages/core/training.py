@@ -1,0 +1,341 @@
+"""Training: what teachers, twins and distilled students share.
+
+The loop runs on timm's `timm.task`. Same params, inputs, seed and thread count give the same bytes; a killed run goes
+on from its checkpoint and ends with the bytes of an undisturbed one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.task import MultiLabelClassificationTask
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stages.core import files, metrics, models, objectives, seeds
+from stages.core.images import Images, view
+
+Terms = Callable[[objectives.Signals], dict[str, Tensor]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names step and films."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a cohort.
+
+    Attributes:
+        rows: the table, with `dataset`, `image` and `patient`.
+        films: their pixels.
+        targets: float32 (rows, findings), NaN where a label does not count.
+    """
+
+    rows: pd.DataFrame
+    films: Images
+    targets: np.ndarray
+
+    @cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """(data set, image) of each row: what a view's randomness derives from."""
+        return list(zip(self.rows["dataset"].astype(str), self.rows["image"].astype(str), strict=True))
+
+    def view(self, index: int, number: int, settings: Any, seed: int) -> np.ndarray:
+        """One augmented view of a row's film, uint8 (size_px, size_px)."""
+        return view(self.films[index], settings, seed, *self.names[index], number)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a model trains on; `about` is its cohort.json."""
+
+    about: dict[str, Any]
+    train: Part
+    val: Part
+
+    @property
+    def findings(self) -> list[str]:
+        """The outputs of a model of this cohort."""
+        return list(self.about["findings"])
+
+
+def load_cohort(folder: Path) -> Cohort:
+    """Read `data/cohorts/<cohort>`; films stay on disk until they are asked for.
+
+    Raises:
+        ValueError: a split is empty.
+    """
+    rows = files.read_table(folder / "rows.parquet")
+    with (folder / "targets.npy").open("rb") as file:
+        targets = np.load(file)
+    parts = {}
+    for split in ("train", "val"):
+        mask = (rows["split"] == split).to_numpy()
+        if not mask.any():
+            raise ValueError(f"{folder} has no {split} images: change val_fraction in params.yaml or add data")
+        part = rows[mask].reset_index(drop=True)
+        parts[split] = Part(part, Images.of_rows(folder, part), targets[mask])
+    return Cohort(files.read_json(folder / "cohort.json"), parts["train"], parts["val"])
+
+
+def val_auroc(model: nn.Module, val: Part, batch_size: int, device: torch.device) -> float:
+    """Validation AUROC: mean over findings within a data set, then mean over data sets, never pooled."""
+    scores = models.logits(model, models.in_batches(val.films, batch_size), device)
+    datasets = val.rows["dataset"].to_numpy()
+    means = [
+        metrics.mean_auroc(val.targets[datasets == name], scores[datasets == name]) for name in np.unique(datasets)
+    ]
+    defined = [mean for mean in means if mean is not None]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+class Task(MultiLabelClassificationTask):
+    """timm's multi-label task with a masked loss made of named terms, and the teacher's logits beside the target."""
+
+    def __init__(self, model: nn.Module, terms: Terms, device: torch.device) -> None:
+        super().__init__(model, criterion=nn.Identity(), device=device, verbose=False)
+        self.terms = terms
+
+    def forward(self, input: Tensor, target: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:  # noqa: A002
+        """The loss, its terms and the logits.
+
+        Args:
+            input: (batch, 3, size_px, size_px).
+            target: (batch, finding), NaN where a label does not count.
+            teacher: the teacher's logits (batch, finding), for a distilled student.
+        """
+        output = self.trainable_module(input).float()
+        terms = self.terms(objectives.signals(output, target, teacher))
+        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, **terms}
+
+
+@dataclass
+class Progress:
+    """What a run has done so far: the part of a checkpoint that is not weights."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        model: fresh weights.
+        cohort: its data.
+        terms: the loss as named terms.
+        settings: `train.teacher` or `train.student` of params.yaml.
+        views: `views` of params.yaml.
+        seed: the run's seed, which the views derive from.
+        names: what this training's own randomness is seeded with.
+        device: where it runs.
+        soft: the teacher's logits of each view, float16 (views, training rows, findings).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cohort: Cohort,
+        terms: Terms,
+        settings: Any,
+        views: Any,
+        seed: int,
+        names: tuple[str | int, ...],
+        device: torch.device,
+        soft: np.ndarray | None = None,
+    ) -> None:
+        self.cohort, self.settings, self.views, self.seed = cohort, settings, views, seed
+        self.names, self.device, self.soft = names, device, soft
+        self.task = Task(model.to(device), terms, device)
+        self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
+        self.task.trainable_module_ema = self.averaged
+        self.optimizer = create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.scheduler = CosineLRScheduler(
+            self.optimizer,
+            t_initial=settings.steps,
+            lr_min=settings.lr * settings.final_lr,
+            warmup_t=round(settings.steps * settings.warmup),
+            t_in_epochs=False,
+        )
+        self.progress = Progress()
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def fit(self, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+        """Train to the end of the schedule, from the checkpoint if there is one.
+
+        Args:
+            checkpoint: a file; it is written every `checkpoint_steps` steps.
+
+        Returns:
+            The averaged weights (their exponential moving average) and the history, a row an evaluation.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        self._restore(checkpoint)
+        self.task.train()
+        steps, parts, progress = self.settings.steps, self.settings.evaluations, self.progress
+        due = {math.ceil(steps * part / parts) for part in range(1, parts + 1)}
+        bar = tqdm(total=steps, initial=progress.step, unit="step", desc=" ".join(map(str, self.names)), mininterval=5)
+        while progress.step < steps:
+            self._step()
+            progress.step += 1
+            if progress.step in due:
+                self._evaluate()
+                bar.set_postfix(val_auroc=progress.history[-1]["val_auroc"])
+            if progress.step % self.settings.checkpoint_steps == 0 and progress.step < steps:
+                self._save(checkpoint)
+            bar.update()
+        bar.close()
+        return self.averaged.module.eval(), progress.history
+
+    def _step(self) -> None:
+        """One batch forward, backward, and into the averages."""
+        progress, settings = self.progress, self.settings
+        self.scheduler.step_update(progress.step + 1)
+        torch.manual_seed(seeds.integer("step", *self.names, progress.step))  # dropout and stochastic depth
+        rows, epochs = self._rows(progress.step)
+        numbers = epochs % self.views.count
+        train = self.cohort.train
+        films = np.stack(
+            [train.view(row, number, self.views, self.seed) for row, number in zip(rows, numbers, strict=True)]
+        )
+        target = torch.from_numpy(train.targets[rows]).to(self.device)
+        target = target * (1 - 2 * settings.label_smoothing) + settings.label_smoothing
+        teacher = None
+        if self.soft is not None:
+            teacher = torch.from_numpy(self.soft[numbers, rows].astype(np.float32)).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+            result = self.task(models.to_input(films, self.device), target, teacher)
+        output = result.pop("output")
+        values = {name: value.item() for name, value in result.items()}
+        if not math.isfinite(values["loss"]):
+            shown = ", ".join(train.rows["image"].iloc[rows[:4]])
+            raise TrainingError(
+                f"the loss is {values['loss']} at step {progress.step} ({' '.join(map(str, self.names))}), batch of "
+                f"{shown}, ...; terms {values}; largest logit {output.abs().max().item():.3g}: lower lr or clip_norm"
+            )
+        self.optimizer.zero_grad()
+        result["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(self.task.get_clip_parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.task.update_ema(step=progress.step)
+        for name, value in values.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+
+    def _rows(self, step: int) -> tuple[list[int], np.ndarray]:
+        """Which rows a step sees and in which epoch each is: epochs are permutations laid end to end."""
+        count, size = len(self.cohort.train.rows), self.settings.batch_size
+        places = np.arange(step * size, (step + 1) * size)
+        rows = []
+        for place in places:
+            epoch = int(place // count)
+            if self._order[0] != epoch:
+                self._order = (epoch, seeds.of("order", *self.names, epoch).permutation(count))
+            rows.append(int(self._order[1][place % count]))
+        return rows, places // count
+
+    def _evaluate(self) -> None:
+        """Add a row to the history: the means of the terms since the last one, and the validation AUROC."""
+        progress = self.progress
+        since = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
+        auroc = val_auroc(self.averaged.module.eval(), self.cohort.val, 4 * self.settings.batch_size, self.device)
+        row = {"step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= {name: total / since for name, total in progress.sums.items()}
+        progress.history.append(row | {"val_auroc": auroc})
+        progress.sums = {}
+
+    def _save(self, path: Path) -> None:
+        """Write the whole state to a temporary name, then rename: a kill never leaves half a checkpoint."""
+        state = {
+            "model": self.task.trainable_module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        temporary = files.temporary_name(path)
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def _restore(self, path: Path) -> None:
+        """Go on from a checkpoint if there is one."""
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.task.trainable_module.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+
+def start_at_prevalence(model: nn.Module, targets: np.ndarray) -> None:
+    """Set the classifier's bias to each finding's log-odds, so that no step is spent on learning that most are rare.
+
+    Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, section 3.3, with the data's own prevalence.
+
+    Args:
+        model: a timm model.
+        targets: float (rows, findings), NaN where a label does not count; a finding is given one row of each kind more,
+            so that one without positives, or without any label, stays finite.
+    """
+    annotated = (~np.isnan(targets)).sum(axis=0)
+    prevalence = (np.nansum(targets, axis=0) + 1) / (annotated + 2)
+    classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]  # every timm model has it
+    with torch.no_grad():
+        classifier.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
+
+
+def train(
+    cohort: Cohort,
+    architecture: str,
+    start: Any,
+    terms: Terms,
+    settings: Any,
+    views: Any,
+    seed: int,
+    names: tuple[str | int, ...],
+    threads: int,
+    checkpoint: Path,
+    soft: np.ndarray | None = None,
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
+    """Build a model and train it on a cohort (arguments as of `build_model` and `Trainer`).
+
+    Returns:
+        The averaged weights, what `load_model` needs to know, and the history.
+    """
+    device = models.fix(threads)
+    size_px = cohort.about["size_px"]
+    model = models.build_model(architecture, len(cohort.findings), size_px, start, seeds.integer("init", seed, *names))
+    start_at_prevalence(model, cohort.train.targets)
+    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft)
+    averaged, history = trainer.fit(checkpoint)
+    about = {
+        "architecture": architecture,
+        "cohort": cohort.about["cohort"],
+        "findings": cohort.findings,
+        "size_px": size_px,
+    }
+    return averaged, about, history
+
+
+def write_history(history: list[dict[str, float]], path: Path) -> None:
+    """Write the learning curve as CSV, a row an evaluation."""
+    pd.DataFrame(history).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
