@@ -1,0 +1,204 @@
+"""Labels and images of a cohort's data sets to what training reads.
+
+Reads `data/labels` and `data/images` of the cohort's data sets. Writes `data/cohorts/<cohort>/`: rows.parquet,
+facts.npy, targets.npy (NaN is masked before the loss), cohort.json, and hard links to the shards. Test rows are not in
+it. Stops on a finding that a data set never annotates, on a policy that has no meaning for a blank, and when more rows
+have no image, or more images no row, than params allow.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.core import files, findings, params, seeds
+
+SMOOTHED = (0.55, 0.85)  # what `smoothed` draws an uncertain label from (Pham et al. 2021, U-Ones with smoothing)
+FIXED = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan, "teacher": np.nan}
+CERTAIN = {findings.PRESENT: 1.0, findings.ABSENT: 0.0, findings.IMPLIED: 0.0, findings.MISSING: np.nan}
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set's share of a cohort.
+
+    Attributes:
+        rows: dataset, image, patient, split, shard (file name), row.
+        facts: int8 (rows, findings).
+        left_out: counts of rows without image and of images without row.
+    """
+
+    rows: pd.DataFrame
+    facts: np.ndarray
+    left_out: dict[str, Any]
+
+
+def join(
+    labels: pd.DataFrame, left_out: pd.DataFrame, index: pd.DataFrame, dataset: str, names: list[str], limits: Any
+) -> Part:
+    """Join a data set's labels and images.
+
+    Args:
+        labels: the data set's, of all splits.
+        left_out: image and reason of the rows that harmonize left out.
+        index: of the data set's shards.
+        dataset: its name.
+        names: the cohort's findings.
+        limits: `assemble` of params.
+
+    Raises:
+        ValueError: too many rows without an image, or images without a row.
+    """
+    placed = labels[["image", "patient", "split", *names]].merge(
+        index[["image", "shard", "row"]], on="image", how="left"
+    )
+    has_image = placed["shard"].notna()
+    unknown = ~index["image"].isin(labels["image"]) & ~index["image"].isin(left_out["image"])
+    without_image = placed.loc[~has_image, "split"].value_counts()
+    shares = {
+        "max_rows_without_image": (int((~has_image).sum()), len(labels), "rows have no image"),
+        "max_images_without_row": (int(unknown.sum()), len(index), "images have no row"),
+    }
+    for key, (count, total, what) in shares.items():
+        if count > getattr(limits, key) * total:
+            example = placed.loc[~has_image, "image"] if "rows" in what else index.loc[unknown, "image"]
+            raise ValueError(
+                f"{dataset}: {count} of {total} {what}, more than the share {getattr(limits, key):g} (params.yaml: "
+                f"assemble.{key}), e.g. {example.iloc[0]}"
+            )
+    kept = placed[has_image & placed["split"].isin(SPLITS)].sort_values("image", kind="stable").reset_index(drop=True)
+    shard = dataset + "_" + kept["shard"].astype(int).astype(str).str.zfill(4) + ".npy"
+    rows = pd.DataFrame({"dataset": dataset, "image": kept["image"], "patient": kept["patient"], "split": kept["split"],
+                         "shard": shard, "row": kept["row"].astype(np.int64)})  # fmt: skip
+    counts = {
+        "rows_without_image": {split: int(count) for split, count in without_image.sort_index().items()},
+        "images_without_row": int(unknown.sum()),
+        "images_of_rows_left_out_by_harmonize": int(index["image"].isin(left_out["image"]).sum()),
+    }
+    return Part(rows, kept[names].to_numpy(np.int8), counts)
+
+
+def target(facts: np.ndarray, finding: str, dataset: str, images: pd.Series, policies: Any) -> np.ndarray:
+    """One finding's training targets.
+
+    Args:
+        facts: int8 (rows,).
+        finding: its name.
+        dataset: whose facts they are.
+        images: the rows' keys, from which `smoothed` draws.
+        policies: `policies.<dataset>` of params.
+
+    Returns:
+        float32 (rows,); NaN is masked before the loss, and with policy `teacher` left to the soft label.
+
+    Raises:
+        ValueError: a blank is to be smoothed.
+    """
+    values = np.full(len(facts), np.nan, np.float32)
+    for fact, value in CERTAIN.items():
+        values[facts == fact] = value
+    for kind, fact in (("uncertain", findings.UNCERTAIN), ("blank", findings.BLANK)):
+        chosen = getattr(policies, kind)
+        policy = chosen.per_finding.get(finding, chosen.default)
+        at = np.flatnonzero(facts == fact)
+        if policy != "smoothed":
+            values[at] = FIXED[policy]
+        elif kind == "uncertain":
+            low, high = SMOOTHED
+            luck = [seeds.unit("smoothed", dataset, image, finding) for image in images.iloc[at]]
+            values[at] = low + (high - low) * np.array(luck)
+        else:
+            raise ValueError(
+                f"policies.{dataset}.blank: smoothed is for uncertain labels (params.yaml); choose {', '.join(FIXED)}"
+            )
+    return values
+
+
+def targets(part: Part, names: list[str], dataset: str, policies: Any) -> np.ndarray:
+    """A data set's training targets, float32 (rows, findings)."""
+    columns = [target(part.facts[:, k], name, dataset, part.rows["image"], policies) for k, name in enumerate(names)]
+    return np.stack(columns, axis=1)
+
+
+def require_annotated(labels: pd.DataFrame, dataset: str, names: list[str]) -> None:
+    """Check that a data set annotates the findings that params list for it.
+
+    Raises:
+        ValueError: naming those that it never does.
+    """
+    never = [name for name in names if (labels[name] == findings.MISSING).all()]
+    if never:
+        raise ValueError(f"{dataset} never annotates {', '.join(never)}: take them out of datasets.{dataset}.findings")
+
+
+def read_part(labels: Path, images: Path, dataset: str, own: list[str], names: list[str], limits: Any) -> Part:
+    """Read a data set's labels and index, and join them."""
+    table = files.read_table(labels / f"{dataset}.parquet")
+    require_annotated(table, dataset, own)
+    left_out = files.read_table(labels / f"{dataset}.left_out.parquet")
+    index = files.read_table(images / dataset / "index.parquet")
+    return join(table, left_out, index, dataset, names, limits)
+
+
+def link_shards(rows: pd.DataFrame, images: Path, folder: Path) -> int:
+    """Link the shards that rows need; the side of their squares in pixels."""
+    sizes = {}
+    for dataset, name in rows[["dataset", "shard"]].drop_duplicates().itertuples(index=False):
+        source = images / dataset / f"shard_{name.removeprefix(f'{dataset}_')}"
+        files.link(source, folder / name)
+        with source.open("rb") as file:
+            np.lib.format.read_magic(file)
+            sizes[name] = np.lib.format.read_array_header_1_0(file)[0][1]
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"shards have squares of {sorted(set(sizes.values()))} pixels: run `make repro`")
+    return int(next(iter(sizes.values())))
+
+
+def describe(parts: Mapping[str, Part], cohort: str, names: list[str], size_px: int) -> dict[str, Any]:
+    """The content of cohort.json."""
+    return {
+        "cohort": cohort,
+        "datasets": list(parts),
+        "findings": names,
+        "size_px": size_px,
+        "rows": {
+            dataset: {split: int((part.rows["split"] == split).sum()) for split in SPLITS}
+            for dataset, part in parts.items()
+        },
+        "left_out": {dataset: part.left_out for dataset, part in parts.items()},
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, read, join, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cohort", required=True)
+    args = parser.parse_args(argv)
+    cohort, policies, limits, datasets = params.load(f"cohorts.{args.cohort}", "policies", "assemble", "datasets")
+    labels, images = files.input("data/labels"), files.input("data/images")
+    names = findings.in_order({name for dataset in cohort.datasets for name in datasets[dataset].findings})
+    parts = {
+        dataset: read_part(labels, images, dataset, datasets[dataset].findings, names, limits)
+        for dataset in cohort.datasets
+    }
+    rows = pd.concat([part.rows for part in parts.values()], ignore_index=True)
+    if rows.empty:
+        raise ValueError(f"cohort {args.cohort} has no training row with an image")
+    with files.output(f"data/cohorts/{args.cohort}") as folder:
+        folder.mkdir()
+        size_px = link_shards(rows, images, folder)
+        files.write_table(rows, folder / "rows.parquet")
+        with (folder / "facts.npy").open("wb") as file:
+            np.save(file, np.concatenate([part.facts for part in parts.values()]))
+        with (folder / "targets.npy").open("wb") as file:
+            np.save(file, np.concatenate([targets(part, names, d, policies[d]) for d, part in parts.items()]))
+        files.write_json(describe(parts, args.cohort, names, size_px), folder / "cohort.json")
+
+
+if __name__ == "__main__":
+    main()

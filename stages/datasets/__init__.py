@@ -1,0 +1,35 @@
+"""Data sets: one file each. To add one, write `<name>.py` here and give it a key under `datasets` in params.yaml.
+
+A file defines
+
+    LICENCE, SOURCE, ACCESS   what its owner allows, where it comes from, how a user gets it (shown when files lack)
+    ARCHIVES                  name patterns of the archives that hold images, e.g. ``("images_*.tar.gz",)``
+    TABLES                    file name -> {column: "text" or "number"}: the tables and columns that it needs;
+                              ``"a|b"`` is a column that owners name a or b (handed over as a); a .txt has no header
+    TERMS                     finding (of core/findings.csv) -> the source's terms that mean it; what is not a key is
+                              never annotated
+    RULES                     source term -> the rule for a term that is no finding ("No Finding", "unchanged", ...)
+    AGES                      (lowest, highest) possible age in years; others are nulled and counted
+    image_key(name)           the image's key in the labels, from a file's or member's path; None if it is no image
+    harmonize(tables)         -> (rows, terms, notes), see below
+
+and may define
+
+    boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
+    bit_depths(tables)        -> {image: stored bits} for 16-bit images
+
+`tables` is {file name: DataFrame} of the columns in TABLES, indexed by row number, text never null (a blank is "").
+`harmonize` returns every row of the source, none left out, as a DataFrame indexed by row number:
+
+    image, patient, study     keys, text
+    view                      PA, AP, AP_horizontal, lateral, or the source's own word (params choose the views)
+    sex                       M, F, or anything else (nulled and counted)
+    age                       years, a number or NaN
+    label_source              report (mined), model, or physician
+    official                  train_val, test, or "" where the owner has no split or the row is in neither part
+    dropped                   "" or the reason for which the row cannot be used
+    <finding>                 int8 facts of core/findings.py, for each key of TERMS
+
+with `terms`, a count for each source term met, and `notes`, counts of anything else worth saying. It raises ValueError
+naming file, row and the allowed terms on a term that it does not know.
+"""

@@ -1,0 +1,242 @@
+"""One data set's label tables to the project's findings, facts and splits.
+
+Reads the manifest and the tables that it pins. Writes `data/labels/<dataset>.parquet` (facts, see core/findings.py),
+`data/labels/<dataset>.left_out.parquet` (each row that is not used, with its reason), `data/boxes/<dataset>.parquet`
+and `reports/labels/<dataset>.terms.json`. Stops on a missing column, an unknown term, an image with two rows, a patient
+on both sides of a split, and when more rows are rejected than params allow.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.core import contracts, files, findings, params, plugins, raw, splits
+
+FACT_NAMES = {
+    findings.PRESENT: "present",
+    findings.ABSENT: "absent",
+    findings.UNCERTAIN: "uncertain",
+    findings.BLANK: "blank",
+    findings.IMPLIED: "implied",
+    findings.MISSING: "missing",
+}
+SHOWN = 5  # rows or patients named in a message
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What params say of a data set's labels (see params.yaml: datasets)."""
+
+    split: str
+    val_fraction: float
+    test_fraction: float
+    views: list[str]
+    max_rejected_rows: float
+
+
+def require_unique(rows: pd.DataFrame, dataset: str) -> None:
+    """Check that each image has one row.
+
+    Raises:
+        ValueError: naming the images, their rows and the remedy.
+    """
+    twice = rows[rows["image"].duplicated(keep=False)].sort_values("image", kind="stable")
+    if twice.empty:
+        return
+    listed = []
+    for image, same in list(twice.groupby("image", sort=False))[:SHOWN]:
+        agree = (
+            "are identical: delete all but one" if same.duplicated(keep=False).all() else "disagree: keep the right one"
+        )
+        listed.append(f"{image} in rows {', '.join(map(str, same.index))}, which {agree}")
+    raise ValueError(f"{dataset} has {twice['image'].nunique()} images with several rows: {'; '.join(listed)}")
+
+
+def clean(rows: pd.DataFrame, ages: tuple[float, float]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Null impossible ages and unknown sexes; the counts of both."""
+    possible = rows["age"].between(*ages)
+    known = rows["sex"].isin(contracts.SEXES)
+    cleaned = rows.assign(
+        age=rows["age"].where(possible).astype(np.float64), sex=rows["sex"].where(known).astype("str")
+    )
+    return cleaned, {"age": int((~possible).sum()), "sex": int((~known).sum())}
+
+
+def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: float, test_fraction: float) -> pd.Series:
+    """The split of each row, by its patient alone; "" for rows that a split leaves out.
+
+    Args:
+        rows: needs patient, label_source and official.
+        dataset: the name that the patients' hashes start from.
+        split: `official`: the owner's test set, and `val_fraction` of the other patients for validation;
+            `patient_random`: `test_fraction` and `val_fraction` of all patients; `patient_hash`: `test_fraction` of all
+            patients, with only the rows that no model labelled, and `val_fraction` of the others.
+        val_fraction: share of patients.
+        test_fraction: share of patients.
+
+    Raises:
+        ValueError: the owner has no split, or it has a patient on both sides.
+    """
+    codes, patients = pd.factorize(rows["patient"])
+    if split == "patient_random":
+        shares = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+        parts = [splits.by_hash("patient_random", dataset, patient, shares) for patient in patients]
+        return pd.Series(np.array(parts, dtype=object)[codes], rows.index)
+    parts = [splits.validation(dataset, patient, val_fraction) for patient in patients]
+    chosen = pd.Series(np.array(parts, dtype=object)[codes], rows.index)
+    if split == "patient_hash":
+        shares = {"test": test_fraction, "train_val": 1 - test_fraction}
+        held_out = [splits.by_hash("test", dataset, patient, shares) == "test" for patient in patients]
+        is_test = np.array(held_out)[codes]
+        return chosen.mask(is_test, "test").mask(is_test & (rows["label_source"] == "model").to_numpy(), "")
+    _require_official(rows["official"], codes, patients, dataset)
+    return chosen.where(rows["official"] == "train_val", rows["official"])
+
+
+def _require_official(official: pd.Series, codes: np.ndarray, patients: pd.Index, dataset: str) -> None:
+    is_test = (official == "test").to_numpy()
+    if not is_test.any():
+        raise ValueError(
+            f"{dataset} has no official split: choose patient_random or patient_hash "
+            f"(params.yaml: datasets.{dataset}.split)"
+        )
+    both = np.intersect1d(codes[is_test], codes[(official == "train_val").to_numpy()])
+    if both.size:
+        raise ValueError(
+            f"{dataset}: {both.size} patients are on both sides of the official split, e.g. "
+            f"{', '.join(patients[both[:SHOWN]])}: fetch the split lists again, or choose another split"
+        )
+
+
+def reasons(rows: pd.DataFrame, split: pd.Series, views: list[str]) -> tuple[pd.Series, pd.Series]:
+    """Why each row is left out ("" if it is not), and whether that is a fault of the row and no choice of params."""
+    reason = rows["dropped"].astype("str")
+    reason = reason.mask((reason == "") & (split == "") & (rows["official"] == "") & (rows["label_source"] != "model"),
+                         "in no official list")  # fmt: skip
+    is_fault = reason != ""
+    reason = reason.mask(~is_fault & ~rows["view"].isin(views), "view " + rows["view"])
+    return reason.mask((reason == "") & (split == ""), "labelled by a model, of a test patient"), is_fault
+
+
+def to_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The contract's columns, sorted by image; findings that the data set never annotates are missing."""
+    missing = {name: np.int8(findings.MISSING) for name in findings.names() if name not in rows}
+    table = rows.assign(**missing)[[*contracts.KEYS, *findings.names()]]
+    text = [name for name in contracts.KEYS if name != "age"]
+    return table.astype(dict.fromkeys(text, "str")).sort_values("image", kind="stable").reset_index(drop=True)
+
+
+def count_facts(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+    """Finding -> split -> how many rows state each fact."""
+    part = pd.Categorical(table["split"], splits.SPLITS).codes.astype(np.int64)
+    counted = {}
+    for name in findings.names():
+        places = part * len(FACT_NAMES) + table[name].to_numpy() - findings.MISSING
+        counts = np.bincount(places, minlength=len(splits.SPLITS) * len(FACT_NAMES)).reshape(len(splits.SPLITS), -1)
+        counted[name] = {
+            split: {said: int(counts[k, fact - findings.MISSING]) for fact, said in FACT_NAMES.items()}
+            for k, split in enumerate(splits.SPLITS)
+        }
+    return counted
+
+
+def explain_terms(terms: Mapping[str, int], plugin: ModuleType) -> dict[str, dict[str, Any]]:
+    """Source term -> its count and what became of it: findings, a rule, or unmapped."""
+    explained: dict[str, dict[str, Any]] = {}
+    for term, count in terms.items():
+        targets = [name for name, source in plugin.TERMS.items() if term in source]
+        explained[term] = {"count": count, "findings": targets, "rule": plugin.RULES.get(term)}
+        explained[term]["unmapped"] = not targets and term not in plugin.RULES
+    return explained
+
+
+def empty_boxes() -> pd.DataFrame:
+    """No boxes, in the contract's form."""
+    kinds = {"image": "str", "finding": "str"} | dict.fromkeys(contracts.BOX_SIDES, np.float64)
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+
+
+def harmonize(
+    tables: raw.Tables, plugin: ModuleType, dataset: str, choices: Choices
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """A data set's tables to labels, rows left out, and the report.
+
+    Args:
+        tables: file name -> table.
+        plugin: the data set's.
+        dataset: its name.
+        choices: of params.
+
+    Raises:
+        ValueError: see the module's docstring.
+    """
+    rows, terms, notes = plugin.harmonize(tables)
+    require_unique(rows, dataset)
+    rows, nulled = clean(rows, plugin.AGES)
+    split = assign_split(rows, dataset, choices.split, choices.val_fraction, choices.test_fraction)
+    reason, is_fault = reasons(rows, split, choices.views)
+    left_out = pd.DataFrame({"image": rows["image"], "reason": reason})[reason != ""].sort_values("image")
+    counts = {str(key): int(count) for key, count in left_out["reason"].value_counts().sort_index().items()}
+    if is_fault.mean() > choices.max_rejected_rows:
+        raise ValueError(
+            f"{dataset}: {is_fault.sum()} of {len(rows)} rows are rejected, more than the share "
+            f"{choices.max_rejected_rows:g} (params.yaml: datasets.{dataset}.max_rejected_rows): {counts}"
+        )
+    table = to_table(rows.assign(split=split)[reason == ""])
+    contracts.check(table, contracts.labels(), f"labels of {dataset}")
+    groups = table.groupby("split")
+    report = {
+        "dataset": dataset,
+        "rows": {"read": len(rows), "kept": len(table), "rejected": int(is_fault.sum())},
+        "images": {part: int(count) for part, count in groups.size().items()},
+        "patients": {part: int(count) for part, count in groups["patient"].nunique().items()},
+        "left_out": counts,
+        "nulled": nulled,
+        "findings": count_facts(table),
+        "terms": explain_terms(terms, plugin),
+        "notes": notes,
+    }
+    return table, left_out.reset_index(drop=True), report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, read, harmonize, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--root", required=True)
+    args = parser.parse_args(argv)
+    choices = Choices(
+        *params.load(
+            f"datasets.{args.dataset}.split",
+            f"datasets.{args.dataset}.val_fraction",
+            f"datasets.{args.dataset}.test_fraction",
+            f"datasets.{args.dataset}.views",
+            f"datasets.{args.dataset}.max_rejected_rows",
+        )
+    )
+    plugin = plugins.load("datasets", args.dataset)
+    manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
+    root = files.input(args.root)
+    raw.require_pinned(root, manifest)
+    tables = raw.tables(root, manifest, plugin.TABLES)
+    labels, left_out, report = harmonize(tables, plugin, args.dataset, choices)
+    boxes = plugin.boxes(tables) if hasattr(plugin, "boxes") else empty_boxes()
+    contracts.check(boxes, contracts.boxes(), f"boxes of {args.dataset}")
+    report["boxes"] = {"drawn": len(boxes), "of a row left out": int((~boxes["image"].isin(labels["image"])).sum())}
+    with files.output(f"data/labels/{args.dataset}.parquet") as path:
+        files.write_table(labels, path)
+    with files.output(f"data/labels/{args.dataset}.left_out.parquet") as path:
+        files.write_table(left_out, path)
+    with files.output(f"data/boxes/{args.dataset}.parquet") as path:
+        files.write_table(boxes.sort_values(["image", "finding", "x", "y"], kind="stable"), path)
+    with files.output(f"reports/labels/{args.dataset}.terms.json") as path:
+        files.write_json(report, path)
+
+
+if __name__ == "__main__":
+    main()

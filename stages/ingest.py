@@ -1,0 +1,401 @@
+"""Source images to 8-bit grey squares in a few large shards, straight from the archives.
+
+Reads the manifest and the image files that it pins. Writes `data/images/<dataset>/` (index and uint8 shards, in order
+of the image's key) and `reports/labels/<dataset>.images.json` (what was read, rejected and why, which images are
+identical). Stops on a damaged archive, an image that lies in two places, and when more images are rejected than params
+allow. A run that is killed goes on after the last finished chunk.
+
+An image that is no square loses the ends of its longer side (torchxrayvision's centre crop: it keeps the proportions
+that cardiomegaly is read from), then is resized by area. Values of a 16-bit image span the bits that its table says are
+stored.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from stages.core import archives, checkpoints, files, params, plugins, raw
+
+CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
+FULL_BITS = 16
+MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
+HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
+JPEG_SCAN = 0xDA
+JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message is the reason that the report counts."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as it lies in the root; `content` is None when it was not read, for the reason given."""
+
+    image: str
+    file: str
+    content: bytes | None
+    bits: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of an image; `sha256` is of its square's pixels, empty if it was rejected."""
+
+    image: str
+    source: str
+    sha256: str
+    reason: str
+
+
+def size_of(content: bytes) -> tuple[int, int]:
+    """Width and height by the header of a PNG or JPEG file that is whole.
+
+    Raises:
+        ImageError: the file is empty, of another format, or cut short.
+    """
+    if not content:
+        raise ImageError("zero bytes")
+    if content.startswith(PNG):
+        return _size_of_png(content)
+    if content.startswith(JPEG):
+        return _size_of_jpeg(content)
+    raise ImageError("neither PNG nor JPEG")
+
+
+def _size_of_png(content: bytes) -> tuple[int, int]:
+    # OpenCV decodes what there is of a cut PNG and says nothing, so each chunk's sum is checked first
+    place, kind = len(PNG), b""
+    while kind != b"IEND":
+        length = int.from_bytes(content[place : place + 4], "big")
+        body = content[place + 4 : place + 8 + length]
+        kind = body[:4]
+        if len(body) < length + 4 or len(content) < place + length + 12:
+            raise ImageError("truncated PNG")
+        if zlib.crc32(body) != int.from_bytes(content[place + 8 + length : place + 12 + length], "big"):
+            raise ImageError("damaged PNG: a chunk's sum is wrong")
+        place += length + 12
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
+def _size_of_jpeg(content: bytes) -> tuple[int, int]:
+    place, size = len(JPEG), None
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        kind = content[place + 1]
+        if kind in JPEG_FRAMES:
+            size = (
+                int.from_bytes(content[place + 7 : place + 9], "big"),
+                int.from_bytes(content[place + 5 : place + 7], "big"),
+            )
+        if kind == JPEG_SCAN:
+            break
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    if size is None or content.find(JPEG_END, place) < 0:
+        raise ImageError("truncated JPEG")
+    return size
+
+
+def to_square(content: bytes, bits: int, size_px: int, max_pixels: int) -> np.ndarray:
+    """Decode an image file to an 8-bit grey square.
+
+    Args:
+        content: the file.
+        bits: bits stored in the values of a 16-bit image.
+        size_px: side of the result.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        uint8 (size_px, size_px).
+
+    Raises:
+        ImageError: with the reason for which the image cannot be used.
+    """
+    width, height = size_of(content)
+    if width * height > max_pixels:
+        raise ImageError("more pixels than ingest.max_pixels")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ImageError("cannot be decoded")
+    if image.ndim == 3:
+        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2GRAY)  # NIH's RGBA is grey with an opaque alpha
+    side = min(image.shape)
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    image = image[top : top + side, left : left + side]
+    brightest = 2**bits - 1
+    if image.dtype == np.uint16 and image.max() > brightest:
+        raise ImageError(f"a value exceeds the {bits} bits stored")
+    square = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    if square.dtype == np.uint16:
+        square = np.round(square * (255 / brightest)).astype(np.uint8)
+    return square
+
+
+def decode_chunk(chunk: list[Source], size_px: int, max_pixels: int) -> tuple[list[Record], bytes]:
+    """Records of some images, and the pixels of those that can be used, one after the other."""
+    cv2.setNumThreads(1)  # joblib has the cores already
+    records, squares = [], []
+    for source in chunk:
+        try:
+            if source.content is None:
+                raise ImageError(source.reason)
+            square = to_square(source.content, source.bits, size_px, max_pixels).tobytes()
+        except ImageError as error:
+            records.append(Record(source.image, source.file, "", str(error)))
+        else:
+            records.append(Record(source.image, source.file, hashlib.sha256(square).hexdigest(), ""))
+            squares.append(square)
+    return records, b"".join(squares)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that are decoded together: an archive, or all loose images.
+
+    Attributes:
+        key: a hash of their names and contents; finished chunks are kept under it.
+        names: of the files.
+    """
+
+    key: str
+    names: tuple[str, ...]
+
+
+def groups(manifest: Any, plugin: ModuleType) -> list[Group]:
+    """The manifest's files that hold images: each archive alone, and the loose image files together."""
+    pinned = manifest["files"]
+    packed = [[file] for file in pinned if archives.is_archive(file["name"])]
+    loose = [file for file in pinned if plugin.image_key(file["name"]) is not None]
+    return [
+        Group(hashlib.sha256(json.dumps(of_group).encode()).hexdigest()[:16], tuple(file["name"] for file in of_group))
+        for of_group in [*packed, loose]
+        if of_group
+    ]
+
+
+class Reader:
+    """The images of a root.
+
+    Attributes:
+        others: names of the members met by the latest `read` that are no image.
+    """
+
+    def __init__(self, root: Path, plugin: ModuleType, bits: Mapping[str, int], max_pixels: int) -> None:
+        self.root = root
+        self.plugin = plugin
+        self.bits = bits
+        self.others: list[str] = []
+        self.max_bytes = max_pixels * MAX_BYTES_PER_PIXEL + HEADER_BYTES
+
+    def read(self, names: Sequence[str], skip: int) -> Iterator[Source]:
+        """The images in some files of the manifest, but for the first `skip`, which are not even unpacked."""
+        passed = 0
+        self.others = []
+        for name in names:
+            for member in self._members(name):
+                image = self.plugin.image_key(member.name)
+                if image is None:
+                    self.others.append(member.name)
+                    continue
+                passed += 1
+                if passed > skip:
+                    yield self._source(image, name, member)
+
+    def _members(self, name: str) -> Iterator[archives.Member]:
+        path = self.root / name
+        if archives.is_archive(name):
+            yield from archives.members(path)
+        else:
+            yield archives.Member(name, path.stat().st_size, path.read_bytes)
+
+    def _source(self, image: str, file: str, member: archives.Member) -> Source:
+        if member.size_bytes > self.max_bytes:  # a bomb: it is not read
+            return Source(image, file, None, FULL_BITS, "more bytes than ingest.max_pixels can have")
+        return Source(image, file, member.read(), self.bits.get(image, FULL_BITS))
+
+
+def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | archives.ArchiveError]:
+    """Lists of CHUNK_IMAGES sources; a damaged archive comes last, as a value: what was read before it is kept."""
+    chunk: list[Source] = []
+    try:
+        for source in sources:
+            chunk.append(source)
+            if len(chunk) == CHUNK_IMAGES:
+                yield chunk
+                chunk = []
+    except archives.ArchiveError as error:
+        yield error  # the last, incomplete chunk is dropped: its end is not known
+        return
+    if chunk:
+        yield chunk
+
+
+def decode_or_raise(
+    chunk: list[Source] | archives.ArchiveError, size_px: int, max_pixels: int
+) -> tuple[list[Record], bytes] | archives.ArchiveError:
+    """`decode_chunk`, handing a damaged archive on."""
+    return chunk if isinstance(chunk, archives.ArchiveError) else decode_chunk(chunk, size_px, max_pixels)
+
+
+def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, workers: int, bar: Any) -> None:
+    """Decode a group into numbered chunks below `kept`, going on after those that are there.
+
+    Raises:
+        ArchiveError: the archive is damaged; the chunks before the damage stay.
+    """
+    complete = kept / f"{group.key}.complete"
+    there = chunks(kept, group)
+    before = sum(len(_records(path)) for path in there)
+    bar.update(before)
+    if before:
+        print(f"{before} images of {group.names[0]} were read before", file=sys.stderr)
+    if complete.exists():
+        return
+    tasks = (
+        joblib.delayed(decode_or_raise)(chunk, settings.size_px, settings.max_pixels)
+        for chunk in in_chunks(reader.read(group.names, skip=before))
+    )
+    done = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2*n_jobs")(tasks)
+    for place, result in enumerate(done, start=len(there)):
+        if isinstance(result, archives.ArchiveError):
+            raise result
+        records, pixels = result
+        name = kept / f"{group.key}_{place:06d}"
+        checkpoints.write(name.with_suffix(".u8"), pixels)
+        checkpoints.write(name.with_suffix(".json"), json.dumps([asdict(record) for record in records]).encode())
+        bar.update(len(records))
+    checkpoints.write(complete, json.dumps(sorted(reader.others)).encode())
+
+
+def chunks(kept: Path, group: Group) -> list[Path]:
+    """The records of a group's finished chunks, in order."""
+    return sorted(kept.glob(f"{group.key}_*.json"))
+
+
+def _records(path: Path) -> list[Record]:
+    return [Record(**values) for values in files.read_json(path)]
+
+
+def gather(paths: list[Path]) -> pd.DataFrame:
+    """All records of some chunks in order of the image, with the chunk and the place in it of each square.
+
+    Raises:
+        ValueError: an image lies in two places of the root.
+    """
+    rows = []
+    for path in paths:
+        place = 0
+        for record in _records(path):
+            rows.append((*asdict(record).values(), path.stem, place))
+            place += not record.reason
+    table = pd.DataFrame(rows, columns=["image", "source", "sha256", "reason", "chunk", "place"])
+    table = table.sort_values("image", kind="stable").reset_index(drop=True)
+    twice = table[table["image"].duplicated(keep=False)]
+    if not twice.empty:
+        first = twice[twice["image"] == twice["image"].iloc[0]]
+        raise ValueError(
+            f"{twice['image'].nunique()} images lie in two places, e.g. {first['image'].iloc[0]} in "
+            f"{' and '.join(first['source'])}: leave one of them in the root"
+        )
+    return table
+
+
+def require_enough(table: pd.DataFrame, dataset: str, limit: float) -> None:
+    """Check that few enough images were rejected.
+
+    Raises:
+        ValueError: with the reasons.
+    """
+    if table.empty:
+        raise ValueError(f"{dataset} holds no image")
+    rejected = table[table["reason"] != ""]
+    if len(rejected) > limit * len(table):
+        raise ValueError(
+            f"{dataset}: {len(rejected)} of {len(table)} images are rejected, more than the share {limit:g} "
+            f"(params.yaml: datasets.{dataset}.max_rejected_images): {rejected['reason'].value_counts().to_dict()}, "
+            f"e.g. {rejected['image'].iloc[0]} in {rejected['source'].iloc[0]}"
+        )
+
+
+def write_shards(table: pd.DataFrame, kept: Path, folder: Path, size_px: int, shard_images: int) -> None:
+    """Write the squares of the accepted images in the table's order, a few at a time in memory, and their index."""
+    folder.mkdir()
+    accepted = table[table["reason"] == ""].reset_index(drop=True)
+    number = np.arange(len(accepted))
+    for shard, rows in accepted.groupby(number // shard_images):
+        with (folder / f"shard_{shard:04d}.npy").open("wb") as file:
+            shape = (len(rows), size_px, size_px)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk, place in zip(rows["chunk"], rows["place"], strict=True):
+                with (kept / f"{chunk}.u8").open("rb") as squares:
+                    squares.seek(place * size_px**2)
+                    file.write(squares.read(size_px**2))
+    index = accepted[["image", "sha256", "source"]]
+    index.insert(1, "shard", number // shard_images)
+    index.insert(2, "row", number % shard_images)
+    files.write_table(index, folder / "index.parquet")
+
+
+def summarize(table: pd.DataFrame, dataset: str, others: list[str]) -> dict[str, Any]:
+    """What was read, what was rejected and why, and which images have the same pixels."""
+    rejected = table[table["reason"] != ""]
+    accepted = table[table["reason"] == ""]
+    same = accepted[accepted["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)["image"]
+    return {
+        "dataset": dataset,
+        "read": len(table),
+        "written": len(accepted),
+        "rejected": rejected[["image", "source", "reason"]].to_dict("records"),
+        "rejected_by_reason": {str(key): int(count) for key, count in rejected["reason"].value_counts().items()},
+        "identical": sorted(images.tolist() for _, images in same),
+        "members_that_are_no_image": others,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, decode, gather, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--root", required=True)
+    args = parser.parse_args(argv)
+    settings, workers, limit = params.load("ingest", "workers", f"datasets.{args.dataset}.max_rejected_images")
+    plugin = plugins.load("datasets", args.dataset)
+    manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
+    root = files.input(args.root)
+    raw.require_pinned(root, manifest)
+    bits = plugin.bit_depths(raw.tables(root, manifest, plugin.TABLES)) if hasattr(plugin, "bit_depths") else {}
+    reader = Reader(root, plugin, bits, settings.max_pixels)
+    todo = groups(manifest, plugin)
+    facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES, "bits": bits}
+    with checkpoints.folder(f"ingest-{args.dataset}", **facts, opencv=cv2.__version__) as kept:
+        with tqdm(desc=f"ingest {args.dataset}", unit="image", disable=None) as bar:
+            for group in todo:
+                decode_group(kept, group, reader, settings, workers, bar)
+        table = gather([path for group in todo for path in chunks(kept, group)])
+        others = [name for group in todo for name in files.read_json(kept / f"{group.key}.complete")]
+        require_enough(table, args.dataset, limit)
+        with files.output(f"data/images/{args.dataset}") as folder:
+            write_shards(table, kept, folder, settings.size_px, settings.shard_images)
+        with files.output(f"reports/labels/{args.dataset}.images.json") as path:
+            files.write_json(summarize(table, args.dataset, others), path)
+
+
+if __name__ == "__main__":
+    main()

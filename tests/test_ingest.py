@@ -1,0 +1,318 @@
+"""Pixels, rejections and restarts of `ingest`."""
+
+import gzip
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import filelock
+import numpy as np
+import owners
+import pytest
+from owners import film, nih_name, png
+
+from stages import ingest
+from stages.core import archives, checkpoints, files
+
+MAX_PIXELS = 40_000_000
+
+
+def square(content: bytes, bits: int = 16, size_px: int = 32, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    return ingest.to_square(content, bits, size_px, max_pixels)
+
+
+def nih_of(root: Path, images: dict[str, bytes]) -> Path:
+    """A ChestX-ray14 root with these images in a folder."""
+    rows = owners.nih_rows(max(int(name[:8]) for name in images))
+    return owners.nih(root, rows, {f"images/{name}": content for name, content in images.items()})
+
+
+def films(count: int) -> dict[str, bytes]:
+    return {nih_name(place): png(film(place)) for place in range(1, count + 1)}
+
+
+def test_a_square_image_is_resized_by_area() -> None:
+    image = film(0, 64)
+    means = image.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    assert np.abs(square(png(image)) - means).max() <= 0.5
+
+
+def test_the_longer_side_loses_its_ends() -> None:
+    image = np.full((32, 96), 200, np.uint8)
+    image[:, 32:64] = film(1, 32)
+    np.testing.assert_array_equal(square(png(image)), image[:, 32:64])
+    np.testing.assert_array_equal(square(png(image.T)), image[:, 32:64].T)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_16_bit_values_span_the_bits_that_are_stored(bits: int) -> None:
+    stored = np.linspace(0, 2**bits - 1, 32 * 32).reshape(32, 32).round().astype(np.uint16)
+    result = square(png(stored), bits)
+    np.testing.assert_array_equal(result, np.round(stored * (255 / (2**bits - 1))))
+    assert (result.min(), result.max()) == (0, 255)
+
+
+def test_a_value_beyond_the_stored_bits_is_rejected() -> None:
+    with pytest.raises(ingest.ImageError, match="a value exceeds the 12 bits stored"):
+        square(png(np.full((32, 32), 4096, np.uint16)), bits=12)
+
+
+def test_rgba_and_jpeg_of_a_grey_film_give_the_grey_film() -> None:
+    grey = film(2, 32)
+    np.testing.assert_array_equal(square(png(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA))), grey)
+    assert np.abs(square(owners.jpeg(grey)).astype(int) - grey).max() < 12
+
+
+def test_a_palette_image_gives_its_colours_not_its_indices() -> None:
+    indices = (film(3, 32) > 127).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in indices)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 3, 0, 0, 0)),
+        (b"PLTE", bytes([10, 10, 10, 250, 250, 250])),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    ]
+    np.testing.assert_array_equal(square(ingest.PNG + b"".join(chunks)), np.where(indices == 1, 250, 10))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_png_is_rejected_wherever_it_is_cut(share: float) -> None:
+    content = png(film(4, 128))
+    with pytest.raises(ingest.ImageError, match="truncated PNG"):
+        square(content[: int(len(content) * share)])
+    assert square(content).shape == (32, 32)
+
+
+def test_a_png_with_a_flipped_bit_is_rejected() -> None:
+    content = bytearray(png(film(5, 128)))
+    content[len(content) // 2] ^= 1
+    with pytest.raises(ingest.ImageError, match="damaged PNG"):
+        square(bytes(content))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_jpeg_is_rejected_wherever_it_is_cut(share: float) -> None:
+    content = owners.jpeg(film(6, 128))
+    with pytest.raises(ingest.ImageError, match="truncated JPEG"):
+        square(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize("encode", [png, owners.jpeg])
+def test_an_image_with_too_many_pixels_is_rejected_before_it_is_decoded(encode: Any, monkeypatch: Any) -> None:
+    content = encode(film(7, shape=(64, 80)))
+    assert square(content, max_pixels=64 * 80).shape == (32, 32)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(ingest.ImageError, match=r"more pixels than ingest.max_pixels"):
+        square(content, max_pixels=64 * 80 - 1)
+
+
+def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(project: Path) -> None:
+    images = films(10)
+    images[nih_name(3)] = b""
+    images[nih_name(5)] = images[nih_name(5)][:-20]
+    images[nih_name(7)] = b"GIF89a"
+    squares, report = owners.ingested("chestxray14", nih_of(project / "root", images))
+    assert {(found["image"], found["reason"]) for found in report["rejected"]} == {
+        (nih_name(3), "zero bytes"),
+        (nih_name(5), "truncated PNG"),
+        (nih_name(7), "neither PNG nor JPEG"),
+    }
+    assert (report["read"], report["written"]) == (10, 7)
+    assert set(squares) == set(images) - {nih_name(3), nih_name(5), nih_name(7)}
+    for name, found in squares.items():
+        np.testing.assert_array_equal(found, square(images[name]))
+
+
+def test_more_rejected_images_than_allowed_stop_the_stage(project: Path) -> None:
+    images = dict.fromkeys(films(4), b"") | {nih_name(4): png(film(4))}
+    with pytest.raises(ValueError, match=r"3 of 4 images are rejected, more than the share 0.5 .*zero bytes': 3"):
+        owners.ingested("chestxray14", nih_of(project / "root", images))
+
+
+def test_padchest_reads_stored_bits_from_its_table(project: Path) -> None:
+    rows = [owners.padchest_row("a.png", ["normal"], bits=10), owners.padchest_row("b.png", ["normal"], bits=12)]
+    images = {row[0]: png(np.full((32, 32), 1023, np.uint16)) for row in rows}
+    squares, _ = owners.ingested("padchest", owners.padchest(project / "root", rows, images))
+    assert (squares["a.png"].max(), squares["b.png"].max()) == (255, round(1023 / 4095 * 255))
+
+
+def test_folder_tar_and_zip_give_the_same_shards_for_any_number_of_workers(project: Path) -> None:
+    members = {f"images/{name}": content for name, content in reversed(films(13).items())}
+    members[f"images/{nih_name(4)}"] = b""
+    written = []
+    for number, pack in enumerate((owners.in_folder, owners.tar_gz, owners.zipped)):
+        root = owners.nih(project / f"root{number}", owners.nih_rows(13), images={})
+        pack(root if number == 0 else root / ("images_001.tar.gz" if number == 1 else "images.zip"), members)
+        for workers in (1, 3):
+            params = {"ingest__size_px": 32, "ingest__shard_images": 5, "workers": workers}
+            owners.project(project, datasets__chestxray14__max_rejected_images=0.5, **params)
+            owners.forget()
+            owners.ingested("chestxray14", root)
+            index = files.read_table(Path("data/images/chestxray14/index.parquet"))
+            shards = {name: data for name, data in owners.content(Path("data/images")).items() if "shard" in name}
+            written.append((index.drop(columns="source").values.tolist(), shards))
+    assert len(written[0][1]) == 3
+    assert [row[0] for row in written[0][0]] == sorted(set(films(13)) - {nih_name(4)})
+    assert all(one == written[0] for one in written)
+
+
+def test_identical_images_are_reported(project: Path) -> None:
+    images = films(5)
+    images[nih_name(5)] = images[nih_name(2)]
+    _, report = owners.ingested("chestxray14", nih_of(project / "root", images))
+    assert report["identical"] == [[nih_name(2), nih_name(5)]]
+
+
+def test_an_image_in_two_places_is_refused_with_both(project: Path) -> None:
+    root = nih_of(project / "root", films(3))
+    owners.tar_gz(root / "images_001.tar.gz", {f"images/{nih_name(2)}": png(film(2))})
+    with pytest.raises(
+        ValueError, match=rf"e.g. {nih_name(2)} in images_001.tar.gz and images/{nih_name(2)}: leave one"
+    ):
+        owners.ingested("chestxray14", root)
+
+
+def test_members_that_are_no_image_are_named(project: Path) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(2), images={})
+    owners.tar_gz(root / "images_001.tar.gz", {f"images/{nih_name(1)}": png(film(1)), "images/film.png": png(film(2))})
+    _, report = owners.ingested("chestxray14", root)
+    assert report["members_that_are_no_image"] == ["images/film.png"]
+
+
+def cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize(("name", "pack"), [("images_002.tar.gz", owners.tar_gz), ("images_2.zip", owners.zipped)])
+@pytest.mark.parametrize("share", [0.3, 0.999])
+def test_an_archive_cut_short_is_refused_and_what_was_read_before_is_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, pack: Any, share: float
+) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_IMAGES", 2)
+    root = owners.nih(project / "root", owners.nih_rows(12), images={})
+    first, second = (
+        {f"images/{nih_name(place)}": png(film(place)) for place in places} for places in (range(1, 7), range(7, 13))
+    )
+    owners.tar_gz(root / "images_001.tar.gz", first)
+    pack(root / name, second)
+    whole = (root / name).read_bytes()
+    cut(root / name, share)
+    with pytest.raises(archives.ArchiveError, match=rf"{name} is damaged or cut short .*fetch it again"):
+        owners.ingested("chestxray14", root)
+    assert not Path("data/images/chestxray14").exists()
+    (root / name).write_bytes(whole)
+    decoded: list[bytes] = []
+    to_square = ingest.to_square
+    monkeypatch.setattr(
+        ingest, "to_square", lambda content, *rest: decoded.append(content) or to_square(content, *rest)
+    )
+    squares, _ = owners.ingested("chestxray14", root)
+    assert sorted(squares) == [nih_name(place) for place in range(1, 13)]
+    assert not set(decoded) & set(first.values())
+    assert set(decoded) <= set(second.values())
+
+
+def test_a_tar_without_its_end_mark_is_refused(tmp_path: Path) -> None:
+    owners.tar_gz(tmp_path / "whole.tar.gz", films(4))
+    with gzip.open(tmp_path / "whole.tar.gz") as file:
+        content = file.read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        third = archive.getmembers()[2]
+    (tmp_path / "cut.tar").write_bytes(content[: third.offset + 100])
+    with pytest.raises(archives.ArchiveError, match="end mark is missing"):
+        list(archives.members(tmp_path / "cut.tar"))
+    assert len(list(archives.members(tmp_path / "whole.tar.gz"))) == 4
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png", "C:/evil.png"])
+@pytest.mark.parametrize(("file", "pack"), [("x.tar.gz", owners.tar_gz), ("x.zip", owners.zipped)])
+def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path, name: str, file: str, pack: Any) -> None:
+    pack(tmp_path / file, {name: b"x"})
+    with pytest.raises(archives.ArchiveError, match="members must lie below the archive"):
+        list(archives.members(tmp_path / file))
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        info = zipfile.ZipInfo("a.png")
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        packed.writestr(info, "/etc/passwd")
+    for name in ("x.tar.gz", "x.zip"):
+        with pytest.raises(archives.ArchiveError, match=r"'a.png', which is a link or a device"):
+            list(archives.members(tmp_path / name))
+
+
+@pytest.mark.parametrize(("file", "pack"), [("images_001.tar.gz", owners.tar_gz), ("images.zip", owners.zipped)])
+def test_a_bomb_in_an_archive_is_rejected_unread(project: Path, file: str, pack: Any) -> None:
+    owners.project(project, ingest__max_pixels=96 * 96, datasets__chestxray14__max_rejected_images=0.5)
+    root = owners.nih(project / "root", owners.nih_rows(2), images={})
+    pack(root / file, {nih_name(1): png(film(1)), nih_name(2): bytes(3_000_000)})
+    _, report = owners.ingested("chestxray14", root)
+    assert [found["reason"] for found in report["rejected"]] == ["more bytes than ingest.max_pixels can have"]
+
+
+def test_a_second_writer_is_refused_by_name_of_the_first(project: Path) -> None:
+    root = nih_of(project / "root", films(3))
+    locks = project / ".ckpt" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "ingest-chestxray14.pid").write_text("4711")
+    with (
+        filelock.FileLock(locks / "ingest-chestxray14.lock"),
+        pytest.raises(checkpoints.BusyError, match="process 4711 is still making ingest-chestxray14"),
+    ):
+        owners.ingested("chestxray14", root)
+    squares, _ = owners.ingested("chestxray14", root)
+    assert len(squares) == 3
+
+
+def start(root: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "stages.ingest", "--dataset", "chestxray14", "--root", str(root)]
+    environment = os.environ | {"PYTHONPATH": str(owners.REPOSITORY)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_in_the_middle_goes_on_and_writes_the_bytes_of_an_undisturbed_one(project: Path) -> None:
+    owners.project(project, ingest__size_px=32, workers=1)
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
+    slow = png(noise)
+    root = owners.nih(project / "root", owners.nih_rows(600), images={"images/original.png": slow})
+    for place in range(1, 601):
+        os.link(root / "images" / "original.png", root / "images" / nih_name(place))
+    (root / "images" / "original.png").unlink()
+    owners.pin("chestxray14", root)
+    process = start(root)
+    while not (finished := list(Path(".ckpt").glob("ingest-chestxray14/*/*.json"))) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = list(Path(".ckpt").glob("ingest-chestxray14/*/*.json"))
+    assert 0 < len(finished) * ingest.CHUNK_IMAGES < 600
+    assert not Path("data/images/chestxray14").exists()
+    again = start(root)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert f"{len(finished) * ingest.CHUNK_IMAGES} images of images/{nih_name(1)} were read before" in errors
+    assert not list(Path(".ckpt").glob("ingest-chestxray14/*"))
+    first = owners.content(Path("data/images")) | owners.content(Path("reports"))
+    undisturbed = start(root)
+    _, errors = undisturbed.communicate()
+    assert "read before" not in errors
+    assert owners.content(Path("data/images")) | owners.content(Path("reports")) == first
