@@ -1,0 +1,47 @@
+"""Train a student with a teacher's soft labels; schedule, views, batches and first weights are its twin's.
+
+Reads the cohort and the teacher's cached logits; writes weights, what is needed to load them, and the learning curve.
+Stops when the soft labels are of other films, views or findings than the cohort's, on a loss that needs more than
+logits, and as `train_student` does.
+"""
+
+import argparse
+from functools import partial
+
+from stages.core import checkpoints, files, models, params, plugins, soft_labels, training
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cohort", required=True)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--loss", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    args = parser.parse_args(argv)
+    seed, threads, views, settings, start, given = params.load(
+        "seed", "threads", "views", "train.student", f"students.{args.student}", f"losses.{args.loss}"
+    )
+    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
+    plugins.load("models", args.student)
+    loss = plugins.load("losses", args.loss)
+    terms = partial(loss.terms, settings=loss.Settings.model_validate(given))
+    names = ("student", args.cohort, args.student, args.seed)
+    with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
+        model, about, history = training.train(
+            cohort, args.student, start, terms, settings, views, seed, names, threads, kept / "last.pt", soft
+        )
+        with files.output(
+            f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}"
+        ) as made:
+            models.write(model, about, made)
+        with files.output(
+            f"reports/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}.csv"
+        ) as made:
+            training.write_history(history, made)
+
+
+if __name__ == "__main__":
+    main()

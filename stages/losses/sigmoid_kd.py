@@ -1,0 +1,36 @@
+"""Sigmoid distillation: each finding is its own binary problem.
+
+    L = alpha * BCE(z_s, y) + (1 - alpha) * T^2 * mean_m BCE(z_s / T, sigmoid(z_t / T))
+
+The first mean runs over annotated elements, the second over all: the teacher also speaks where a data set is silent.
+Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, with the sigmoid in place of the
+softmax, since findings do not exclude each other. When student equals teacher the second term is T^2 times the mean
+entropy of sigmoid(z_t / T), and its gradient is 0.
+"""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional
+
+from stages.core.objectives import Signals, bce
+
+NEEDS = "logits"
+
+
+class Settings(BaseModel):
+    """Keys of losses.sigmoid_kd."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    alpha: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+
+
+def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
+    """`task` and `kd`, see the module."""
+    soft = torch.sigmoid(given.soft / settings.temperature)
+    kd = functional.binary_cross_entropy_with_logits(given.student / settings.temperature, soft)
+    return {
+        "task": settings.alpha * bce(given),
+        "kd": (1 - settings.alpha) * settings.temperature**2 * kd,
+    }

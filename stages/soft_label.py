@@ -1,0 +1,52 @@
+"""Compute a teacher's logits of every fixed view of a cohort's training films.
+
+Reads the cohort and the teacher; writes fp16 logits (views, films, findings) and what they belong to. Stops when the
+teacher's findings or input size are not the cohort's.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stages.core import files, models, params, plugins, soft_labels, training
+
+BATCH = 128  # films a forward pass; the logits do not depend on it beyond float rounding
+
+
+def films_of_view(part: training.Part, number: int, views: Any, seed: int) -> Iterator[np.ndarray]:
+    """One view of every film, in batches of uint8 (batch, size_px, size_px)."""
+    for start in range(0, len(part.rows), BATCH):
+        stop = min(start + BATCH, len(part.rows))
+        yield np.stack([part.view(index, number, views, seed) for index in range(start, stop)])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, compute, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cohort", required=True)
+    parser.add_argument("--teacher", required=True)
+    args = parser.parse_args(argv)
+    seed, threads, views = params.load("seed", "threads", "views")
+    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    plugins.load("models", args.teacher)
+    device = models.fix(threads)
+    model, about = models.load_model(files.input(f"data/models/teacher/{args.cohort}/{args.teacher}"))
+    if about["findings"] != cohort.findings or about["size_px"] != cohort.about["size_px"]:
+        raise soft_labels.SoftLabelError(
+            f"teacher {args.teacher} has outputs {about['findings']} at {about['size_px']} px, {args.cohort} has "
+            f"{cohort.findings} at {cohort.about['size_px']} px: run `make repro`, which trains it again"
+        )
+    logits = np.stack(
+        [
+            models.logits(model.to(device), films_of_view(cohort.train, number, views, seed), device)
+            for number in range(views.count)
+        ]
+    )
+    with files.output(f"data/soft_labels/{args.cohort}/{args.teacher}") as made:
+        soft_labels.write(logits, cohort, views, seed, made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""params.yaml: every fault is named at once, before any work."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core import params, plugins
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def values() -> Any:
+    return copy.deepcopy(params.read(ROOT / "params.yaml"))
+
+
+def test_the_committed_params_and_every_preset_hold() -> None:
+    files = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+    assert len(files) == 4
+    for file in files:
+        params.parse(params.read(file), file.name)
+
+
+def test_all_faults_come_in_one_message(values: Any) -> None:
+    del values["ingest"]["size_px"]
+    values["train"]["student"]["lr"] = "1e-3"
+    values["train"]["student"]["epochs"] = 3
+    values["views"]["count"] = 2.5
+    values["losses"]["sigmoid_kd"]["tau"] = 4.0
+    values["datasets"]["padchest"]["findings"].append("Efusion")
+    with pytest.raises(params.ParamsError) as caught:
+        params.parse(values)
+    message = str(caught.value)
+    for part in (
+        "ingest.size_px: missing",
+        "train.student.lr: ",
+        "train.student.epochs: unknown key",
+        "views.count: ",
+        "losses.sigmoid_kd.tau: unknown, allowed are alpha, temperature",
+        "unknown finding ['Efusion']",
+    ):
+        assert part in message
+    assert "6 fault(s)" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["losses"]["sigmoid_kd"].pop("alpha"), r"losses.sigmoid_kd.alpha: missing \(float"),
+        (lambda v: v["losses"]["sigmoid_kd"].update(alpha="a"), "losses.sigmoid_kd.alpha: must be float, got 'a'"),
+        (lambda v: v["losses"].update(nothing={}), "losses.nothing: no file stages/losses/nothing.py"),
+        (
+            lambda v: v["headline"].update(teacher="densenet161"),
+            "headline.teacher: must be one of the keys of teachers",
+        ),
+        (lambda v: v["cohorts"]["joint"]["datasets"].append("vindr"), "cohorts.joint.datasets: must be one of"),
+        (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet18"]}), "must match"),
+        (lambda v: v["also_distill"]["cohorts"].append("joint"), "joint is headline.cohort"),
+        (lambda v: v["phantom"]["difficulty"]["size"].update(low=9.0), "low must not exceed high"),
+    ],
+)
+def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, message: str) -> None:
+    change(values)
+    with pytest.raises(params.ParamsError, match=message):
+        params.parse(values)
+
+
+def test_a_stage_cannot_read_what_it_does_not_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(params.DECLARED, "seed threads")
+    assert params.load("seed", "threads") == (17, 2)
+    with pytest.raises(params.ParamsError, match="differ: views"):
+        params.load("seed", "threads", "views")
+
+
+def test_every_key_has_a_comment() -> None:
+    """A reader learns unit, range and effect from the file alone; a repeated block is explained the first time."""
+    seen, bare = set[str](), []
+    for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines():
+        key = line.split(":")[0].strip()
+        if not line.strip() or line.strip().startswith(("#", "-")):
+            continue
+        if "#" in line:
+            seen.add(key)
+        elif key not in seen:
+            bare.append(key)
+    names = {name for kind in plugins.KINDS for name in plugins.names(kind)}
+    structure = {
+        "low",
+        "high",
+        "cohorts",
+        "losses",
+        "cohort",
+        "student",
+        "teacher",
+        "loss",
+        "seed",
+        "joint",
+        "train",
+        "difficulty",
+        "default",
+        "per_finding",
+        "evaluate",
+        "profile",
+        "explain",
+        "export",
+        "ingest",
+        "assemble",
+    }
+    assert set(bare) - names - structure == set()

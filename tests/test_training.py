@@ -1,0 +1,180 @@
+"""The training loop: same bytes for the same seed, the same bytes after a kill, and a clear stop on bad numbers."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core import files, models, objectives, params, soft_labels, training
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("student", "tiny", "eeea_net_c2", 0)
+CPU = torch.device("cpu")
+
+
+def settings(**changes: Any) -> Any:
+    """`train.student` of the embedded default, shortened."""
+    given = params.parse(params.read(ROOT / "params.yaml")).train.student
+    return given.model_copy(update={"steps": 12, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5} | changes)
+
+
+@pytest.fixture
+def views() -> Any:
+    return params.parse(params.read(ROOT / "params.yaml")).views
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> training.Cohort:
+    """40 films in which the first finding is a bright lower half; the second is never annotated in half of them."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((40, 2)) < 0.5).astype(np.float32)
+    films = rng.integers(0, 120, (40, 32, 32), dtype=np.uint8)
+    films[targets[:, 0] == 1, 16:] += 100
+    targets[::2, 1] = np.nan
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    np.save(folder / "a_0000.npy", films)
+    np.save(folder / "targets.npy", targets)
+    split = np.where(np.arange(40) < 28, "train", "val")
+    rows = pd.DataFrame(
+        {"dataset": "a", "image": [f"{n}.png" for n in range(40)], "patient": range(40), "split": split}
+    )
+    files.write_table(rows.assign(shard="a_0000.npy", row=range(40)), folder / "rows.parquet")
+    files.write_json({"cohort": "tiny", "findings": ["Edema", "Mass"], "size_px": 32}, folder / "cohort.json")
+    return training.load_cohort(folder)
+
+
+def trainer(
+    cohort: training.Cohort, views: Any, *, soft: Any = None, terms: Any = None, seed: int = 1, **changes: Any
+) -> Any:
+    """A run of a few steps."""
+    models.fix(threads=1)
+    model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
+    chosen = terms or objectives.undistilled
+    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft)
+
+
+def weights(model: torch.nn.Module) -> bytes:
+    """All tensors as bytes."""
+    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(cohort: Any, views: Any, tmp_path: Path) -> None:
+    runs = [trainer(cohort, views, seed=seed).fit(tmp_path / f"{n}.pt") for n, seed in enumerate((1, 1, 2))]
+    assert weights(runs[0][0]) == weights(runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert weights(runs[0][0]) != weights(runs[2][0])
+
+
+def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbed_one(
+    cohort: Any, views: Any, tmp_path: Path
+) -> None:
+    undisturbed, history = trainer(cohort, views).fit(tmp_path / "whole.pt")
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    broken = trainer(cohort, views)
+    original = broken._step
+
+    def step() -> None:
+        if broken.progress.step == 7:
+            raise Stopped
+        original()
+
+    broken._step = step
+    with pytest.raises(Stopped):
+        broken.fit(tmp_path / "last.pt")
+    resumed = trainer(cohort, views)
+    resumed._restore(tmp_path / "last.pt")
+    assert resumed.progress.step == 5
+    model, again = trainer(cohort, views).fit(tmp_path / "last.pt")
+    assert weights(model) == weights(undisturbed)
+    assert again == history
+
+
+def test_training_learns_what_is_there_to_learn(cohort: Any, views: Any, tmp_path: Path) -> None:
+    _, history = trainer(cohort, views, steps=60, lr=0.05, ema_decay=0.9).fit(tmp_path / "none.pt")
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert [row["step"] for row in history] == [15, 30, 45, 60]
+
+
+def test_every_row_is_seen_once_an_epoch_in_another_order_each(cohort: Any, views: Any) -> None:
+    run = trainer(cohort, views, batch_size=7)
+    epochs = [[row for step in range(4 * e, 4 * e + 4) for row in run._rows(step)[0]] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(28))
+    assert epochs[0] != epochs[1]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_films(cohort: Any, views: Any, tmp_path: Path) -> None:
+    def poisoned(given: objectives.Signals) -> dict[str, Tensor]:
+        return {"task": objectives.bce(given) * (math.nan if run.progress.step == 3 else 1.0)}
+
+    run = trainer(cohort, views, terms=poisoned)
+    with pytest.raises(training.TrainingError, match=r"the loss is nan at step 3 .*batch of \d+\.png, \d+\.png"):
+        run.fit(tmp_path / "none.pt")
+
+
+def test_twin_and_distilled_student_see_the_same_batches(cohort: Any, views: Any) -> None:
+    """Alpha 1 makes the distilled student its twin, to the byte: nothing else differs between them."""
+    from stages.losses import sigmoid_kd
+
+    hard_only = sigmoid_kd.Settings(alpha=1.0, temperature=2.0)
+    soft = np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16)
+    twin = trainer(cohort, views, steps=4)
+    distilled = trainer(cohort, views, steps=4, soft=soft, terms=lambda given: sigmoid_kd.terms(given, hard_only))
+    for run in (twin, distilled):
+        for _ in range(4):
+            run._step()
+            run.progress.step += 1
+    assert weights(twin.task.trainable_module) == weights(distilled.task.trainable_module)
+
+
+def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see(
+    cohort: Any, views: Any, tmp_path: Path
+) -> None:
+    from stages import soft_label
+
+    teacher = models.build_model("resnet18", 2, 32, seed=5).eval()
+    films = list(soft_label.films_of_view(cohort.train, 2, views, 17))
+    cached = models.logits(teacher, films, CPU)
+    soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft")
+    stored = soft_labels.read(tmp_path / "soft", cohort, views, 17)
+    online = models.logits(teacher, [cohort.train.view(9, 2, views, 17)[None]], CPU)
+    assert np.array_equal(films[0][9], cohort.train.view(9, 2, views, 17))
+    assert np.allclose(stored[2, 9], online[0], atol=2e-3 * max(1.0, np.abs(online).max()))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c, v: (dataclasses.replace(c, about=c.about | {"findings": ["Mass", "Edema"]}), v), "findings"),
+        (lambda c, v: (c, v.model_copy(update={"count": v.count + 1})), "views"),
+        (
+            lambda c, v: (dataclasses.replace(c, train=dataclasses.replace(c.train, rows=c.train.rows[::-1])), v),
+            "images_sha256",
+        ),
+    ],
+)
+def test_soft_labels_of_something_else_are_refused(
+    cohort: Any, views: Any, tmp_path: Path, change: Any, named: str
+) -> None:
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, 17, tmp_path / "soft")
+    other_cohort, other_views = change(cohort, views)
+    with pytest.raises(soft_labels.SoftLabelError, match=f"made for other {named}"):
+        soft_labels.read(tmp_path / "soft", other_cohort, other_views, 17)
+
+
+@pytest.mark.usefixtures("cohort")
+def test_a_cohort_without_validation_films_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cohort"
+    rows = files.read_table(folder / "rows.parquet")
+    files.write_table(rows.assign(split="train"), folder / "rows.parquet")
+    with pytest.raises(ValueError, match="has no val images"):
+        training.load_cohort(folder)
