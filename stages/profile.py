@@ -1,0 +1,155 @@
+"""Measure what an architecture costs: exact figures, and times and memory of this machine, in two files.
+
+Reads params only. Writes `reports/profile/<role>/<arch>.json` (parameters, multiply-adds, weight bytes: the same on
+every machine) and `<arch>.timing.json` (latency, memory: they differ from run to run). Stops on an architecture that
+cannot be built at a size of `profile.sizes_px`.
+"""
+
+import argparse
+import platform
+import resource
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from stages.core import files, models, params, plugins
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses when imported, which torch deprecates
+    from fvcore.nn import FlopCountAnalysis
+
+QUARTILES = (0.25, 0.5, 0.75)
+LINUX_STATUS = Path("/proc/self/status")
+
+
+def count_macs(model: nn.Module, size_px: int) -> dict[str, Any]:
+    """Multiply-adds of one film by fvcore (which calls them flops), and the operators that it knows no count for.
+
+    Args:
+        model: in eval mode.
+        size_px: side of the input.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of every shape that a model reads
+        counter = FlopCountAnalysis(model, torch.zeros(1, 3, size_px, size_px))
+        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return {
+            "size_px": size_px,
+            "macs": int(counter.total()),
+            "macs_by_operator": {name: int(count) for name, count in counter.by_operator().items()},
+            "not_counted": {name: int(count) for name, count in counter.unsupported_ops().items()},
+        }
+
+
+def exact_cost(architecture: str, outputs: int, sizes_px: list[int]) -> dict[str, Any]:
+    """What does not depend on the machine; parameters and weights are those of the largest size.
+
+    Nets with position embeddings have some more parameters at larger sizes.
+    """
+    model = models.build_model(architecture, outputs, max(sizes_px))
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return {
+        "architecture": architecture,
+        "outputs": outputs,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_bytes": len(save(weights)),
+        "compute": [
+            count_macs(models.build_model(architecture, outputs, size).eval(), size) for size in sorted(sizes_px)
+        ],
+    }
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far.
+
+    Linux carries the parent's ru_maxrss over fork and exec, so there the kernel's own mark of this program is read.
+    """
+    if LINUX_STATUS.exists():
+        marks = [line.split() for line in LINUX_STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(marks[0][1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kB
+
+
+def time_inference(architecture: str, outputs: int, sizes_px: list[int], repeats: int) -> list[dict[str, Any]]:
+    """Latency and memory of one film at a time on one CPU thread, per size; meant for a process of its own.
+
+    Sizes go upwards: a process knows only its peak so far, which then is the present size's.
+
+    Args:
+        architecture: a file of stages/models.
+        outputs: number of logits.
+        sizes_px: sides of the input.
+        repeats: timed passes a size, after a warm-up of half as many.
+    """
+    torch.set_num_threads(1)
+    libraries = peak_bytes()
+    measured = [time_size(architecture, outputs, size_px, repeats) for size_px in sorted(sizes_px)]
+    return [run | {"libraries_bytes": libraries} for run in measured]
+
+
+def time_size(architecture: str, outputs: int, size_px: int, repeats: int) -> dict[str, Any]:
+    """Latency at one size, and this process's peak memory after it."""
+    model = models.build_model(architecture, outputs, size_px).eval()
+    film = models.to_input(np.zeros((1, size_px, size_px), np.uint8))
+    times_ms = []
+    with torch.inference_mode():
+        for number in range(repeats + repeats // 2):
+            start = time.perf_counter()
+            model(film)
+            if number >= repeats // 2:
+                times_ms.append((time.perf_counter() - start) * 1000)
+    low, median, high = (round(float(value), 3) for value in np.quantile(times_ms, QUARTILES))
+    return {
+        "size_px": size_px,
+        "latency_ms": {"median": median, "lower_quartile": low, "upper_quartile": high},
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the times were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = named[0].split(":", 1)[1].strip() if named else cpu
+    return {"cpu": cpu, "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def measured_cost(architecture: str, outputs: int, sizes_px: list[int], repeats: int) -> dict[str, Any]:
+    """Latency and peak memory, in a fresh process, which has neither this one's memory nor its threads."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        measured = pool.submit(time_inference, architecture, outputs, sizes_px, repeats).result()
+    return {"architecture": architecture, "batch": 1, "threads": 1, "machine": machine(), "runs": measured}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Profile one architecture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", required=True)
+    parser.add_argument("--role", required=True, choices=("teacher", "student"))
+    args = parser.parse_args(argv)
+    settings, threads = params.load("profile", "threads")
+    plugins.load("models", args.arch)
+    models.fix(threads)
+    exact = exact_cost(args.arch, settings.outputs, settings.sizes_px)
+    timing = measured_cost(args.arch, settings.outputs, settings.sizes_px, settings.repeats)
+    with (
+        files.output(f"reports/profile/{args.role}/{args.arch}.json") as exact_path,
+        files.output(f"reports/profile/{args.role}/{args.arch}.timing.json") as timing_path,
+    ):
+        files.write_json(exact, exact_path)
+        files.write_json(timing, timing_path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
+
+Reads what evaluate, profile, explain, export, harmonize, ingest and the training stages wrote under reports/.
+Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
+Stops when a part is missing, or when a part is there that params.yaml no longer declares.
+"""
+
+import argparse
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from stages.core import cells, charts, files, findings, params
+
+MINUS = charts.MINUS
+NAMES = {"teacher": "Teacher", "twin": "Twin", "distilled": "Distilled"}
+FACTS = ("present", "absent", "uncertain", "blank", "implied")
+TERMS_SHOWN = 8
+LATE = 0.75  # the last quarter of a schedule begins here
+
+
+def read_metrics(folder: Path, datasets: list[str]) -> dict[str, Any]:
+    """Data set -> what evaluate wrote."""
+    cells.require_declared(folder, "*", {f"{dataset}.json" for dataset in datasets})
+    return {dataset: files.read_json(folder / f"{dataset}.json") for dataset in datasets}
+
+
+def read_curves(folder: Path, models: list[cells.Model]) -> dict[str, pd.DataFrame]:
+    """Model id -> its learning curve."""
+    cells.require_declared(folder, "**/*.csv", {f"{model.id}.csv" for model in models})
+    curves = {}
+    for model in models:
+        with (folder / f"{model.id}.csv").open(encoding="utf-8") as file:
+            curves[model.id] = pd.read_csv(file).dropna(subset="val_auroc")
+    return curves
+
+
+def read_costs(folder: Path, roles: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """What profile wrote of each architecture, exact figures and measured times together."""
+    kinds = ("json", "timing.json")
+    wanted = {f"{role}/{arch}.{kind}" for role, archs in roles.items() for arch in archs for kind in kinds}
+    cells.require_declared(folder, "**/*.json", wanted)
+    return [
+        {
+            "role": role,
+            "architecture": arch,
+            "exact": files.read_json(folder / role / f"{arch}.json"),
+            "timing": files.read_json(folder / role / f"{arch}.timing.json"),
+        }
+        for role, archs in roles.items()
+        for arch in archs
+    ]
+
+
+def read_explained(folder: Path, cohorts: list[str]) -> dict[str, Any]:
+    """Cohort -> what explain wrote, with its gallery as a data URI."""
+    cells.require_declared(folder, "*.json", {f"{cohort}.json" for cohort in cohorts})
+    cells.require_declared(folder, "*.png", {f"{cohort}_gallery.png" for cohort in cohorts})
+    explained = {}
+    for cohort in cohorts:
+        picture = base64.b64encode((folder / f"{cohort}_gallery.png").read_bytes()).decode()
+        explained[cohort] = files.read_json(folder / f"{cohort}.json") | {"gallery": f"data:image/png;base64,{picture}"}
+    return explained
+
+
+def read_labels(folder: Path, datasets: list[str]) -> dict[str, Any]:
+    """Data set -> what harmonize and ingest wrote of it."""
+    kinds = ("terms", "images")
+    cells.require_declared(folder, "*.json", {f"{dataset}.{kind}.json" for dataset in datasets for kind in kinds})
+    return {
+        dataset: {kind: files.read_json(folder / f"{dataset}.{kind}.json") for kind in kinds} for dataset in datasets
+    }
+
+
+def main_mean(measured: dict[str, Any]) -> str:
+    """The mean that is quoted for a data set: what its own benchmark averages, else all findings."""
+    return "competition5" if "competition5" in measured["means"] else "all"
+
+
+def trio(headline: Any, cohort: str) -> dict[str, cells.Model]:
+    """The models of a cohort that the headline names: teacher, twin and distilled."""
+    distilled = cells.headline_model(headline, cohort)
+    return {"teacher": distilled.its_teacher(), "twin": distilled.twin(), "distilled": distilled}
+
+
+def summarize(dataset: str, measured: dict[str, Any], shown: dict[str, cells.Model]) -> dict[str, Any]:
+    """The headline cell on one data set: scores, paired differences, charts."""
+    mean = main_mean(measured)
+    scores = {kind: measured["models"][model.id]["means"][mean] for kind, model in shown.items()}
+    differences = {}
+    for kind in ("teacher_minus_twin", "distilled_minus_twin", "distilled_minus_teacher"):
+        model, less = (shown[part] for part in kind.split("_minus_"))
+        differences[kind] = measured["comparisons"][kind][f"{model.id} - {less.id}"]["means"][mean]
+    ends = [score[end] for score in scores.values() for end in ("auroc", "low", "high")]
+    bars = [
+        charts.Bar(NAMES[kind], kind, score["auroc"], score["low"], score["high"]) for kind, score in scores.items()
+    ]
+    return {
+        "dataset": dataset,
+        "mean": mean,
+        "findings": measured["means"][mean]["findings"],
+        "undefined": scores["distilled"]["undefined"],
+        "n_findings": scores["distilled"]["n_findings"],
+        "rows": measured["rows"],
+        "scores": scores,
+        "differences": differences,
+        "limits": charts.span(ends, 0.01),
+        "bars": bars,
+    }
+
+
+def draw_forests(summaries: list[dict[str, Any]]) -> None:
+    """Add the forest chart of each data set, all on one axis."""
+    limits = charts.span([end for summary in summaries for end in summary["limits"]], 0)
+    for summary in summaries:
+        title = f"Mean AUROC on {summary['dataset']}: " + ", ".join(
+            f"{bar.label} {charts.number(bar.value)}" for bar in summary["bars"]
+        )
+        summary["chart"] = charts.forest(title, summary["bars"], limits)
+
+
+def verdict(holds: bool | None) -> str:
+    """A claim's state in one word."""
+    return "undefined" if holds is None else "yes" if holds else "no"
+
+
+def is_above(difference: dict[str, Any], bound: float) -> bool | None:
+    """Whether a difference's whole interval lies above a bound."""
+    return None if difference["low"] is None else difference["low"] > bound
+
+
+def late_gain(curve: pd.DataFrame) -> tuple[float, float]:
+    """Validation AUROC at the end, and what of it was gained in the last quarter of the schedule."""
+    final = curve.iloc[-1]
+    before = np.interp(LATE * final["step"], curve["step"], curve["val_auroc"])
+    return float(final["val_auroc"]), float(final["val_auroc"] - before)
+
+
+def check(summaries: list[dict[str, Any]], twin_curve: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
+    """The questions that decide whether the comparison means anything, each with its evidence per data set."""
+
+    def ask(question: str, meaning: str, kind: str, bound: float) -> dict[str, Any]:
+        values = [summary["differences"].get(kind) or summary["scores"][kind] for summary in summaries]
+        evidence = [{"value": value, "verdict": verdict(is_above(value, bound))} for value in values]
+        return {"question": question, "meaning": meaning, "evidence": evidence}
+
+    final, gained = late_gain(twin_curve)
+    ended = f"its validation AUROC ended at {final:.3f}, {charts.signed(gained)} in the last quarter of its schedule"
+    finished = {"value": {"difference": gained, "low": None, "high": None}, "verdict": verdict(gained < margin)}
+    above = "the whole interval is above"
+    return [
+        ask("Is there something to distil?", f"teacher {MINUS} twin: {above} 0", "teacher_minus_twin", 0),
+        ask("Did the student learn without a teacher?", f"the twin's AUROC: {above} 0.5; {ended}", "twin", 0.5),
+        {
+            "question": "Had it finished learning?",
+            "meaning": f"the twin gained less than {margin:g}, the margin, in the last quarter of its schedule",
+            "evidence": [finished],
+        },
+        ask("Does distillation help?", f"distilled {MINUS} twin: {above} 0", "distilled_minus_twin", 0),
+        ask(
+            "Is the student no worse than its teacher?",
+            f"distilled {MINUS} teacher: {above} {MINUS}{margin:g}, a margin set beforehand",
+            "distilled_minus_teacher",
+            -margin,
+        ),
+    ]
+
+
+def columns_of(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The (data set, mean) columns of the table of all models."""
+    columns = []
+    for dataset, measured in metrics.items():
+        mean = main_mean(measured)
+        columns += [(dataset, name) for name in (mean, f"{mean}_per_study") if name in measured["means"]]
+    return columns
+
+
+def tabulate(models: list[cells.Model], metrics: dict[str, Any], headline: Any) -> list[dict[str, Any]]:
+    """Every model: its means, and for a distilled student its difference from its twin."""
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        scores = []
+        for dataset, mean in columns_of(metrics):
+            score = dict(metrics[dataset]["models"][model.id]["means"][mean])
+            score["of"] = len(metrics[dataset]["means"][mean]["findings"])
+            if model.kind == "distilled":
+                compared = metrics[dataset]["comparisons"]["distilled_minus_twin"]
+                score["gain"] = compared[f"{model.id} - {model.twin().id}"]["means"][mean]
+            scores.append(score)
+        row = {"model": model, "name": NAMES[model.kind], "scores": scores, "span": 0}
+        rows.append(row | {"is_headline": model in trio(headline, headline.cohort).values()})
+    cohorts = [headline.cohort, *dict.fromkeys(model.cohort for model in models)]
+    rows.sort(key=lambda row: cohorts.index(row["model"].cohort))
+    for cohort in cohorts:
+        of_cohort = [row for row in rows if row["model"].cohort == cohort]
+        of_cohort[0]["span"] = len(of_cohort)
+    return rows
+
+
+def cross(trios: dict[str, dict[str, cells.Model]], metrics: dict[str, Any], cohorts: Any) -> list[dict[str, Any]]:
+    """Train-on/test-on: for each cohort and kind, the mean over the shared findings on each data set."""
+    return [
+        {
+            "cohort": cohort,
+            "kind": kind,
+            "name": NAMES[kind],
+            "scores": [measured["models"][model.id]["means"].get("shared7") for measured in metrics.values()],
+            "at_home": [dataset in cohorts[cohort].datasets for dataset in metrics],
+        }
+        for cohort, shown in trios.items()
+        for kind, model in shown.items()
+    ]
+
+
+def per_finding(measured: dict[str, Any], shown: dict[str, cells.Model]) -> list[dict[str, Any]]:
+    """The headline cell, finding by finding."""
+    compared = measured["comparisons"]["distilled_minus_twin"][f"{shown['distilled'].id} - {shown['twin'].id}"]
+    return [
+        {
+            "finding": finding,
+            "counts": counts,
+            "scores": [measured["models"][model.id]["findings"][finding] for model in shown.values()],
+            "difference": compared["findings"][finding],
+        }
+        for finding, counts in measured["findings"].items()
+    ]
+
+
+def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], headline: Any) -> list[dict[str, Any]]:
+    """Validation AUROC of the headline architectures over the schedule, one chart a cohort, all on one axis."""
+    chosen = [
+        model
+        for model in models
+        if model.architecture == (headline.teacher if model.kind == "teacher" else headline.student)
+        and model.seed in (-1, headline.seed)
+        and model.teacher in ("", headline.teacher)
+    ]
+    limits = charts.span([value for model in chosen for value in curves[model.id]["val_auroc"]], 0.01)
+    others = [loss for loss in dict.fromkeys(model.loss for model in chosen) if loss not in ("", headline.loss)]
+    drawn = []
+    for cohort in dict.fromkeys([headline.cohort, *(model.cohort for model in chosen)]):
+        lines = [
+            charts.Line(
+                model.loss or model.kind,
+                f"other{others.index(model.loss) % 3}" if model.loss in others else model.kind,
+                tuple(zip(curves[model.id]["step"] / curves[model.id]["step"].max(), curves[model.id]["val_auroc"],
+                          strict=True)),
+            )
+            for model in chosen
+            if model.cohort == cohort
+        ]  # fmt: skip
+        ends = ", ".join(f"{line.label} {charts.number(line.points[-1][1])}" for line in lines)
+        shares = ((0.0, "0"), (0.5, "50%"), (1.0, "100%"))
+        chart = charts.lines(f"Validation AUROC, {cohort}: {ends}", lines, limits, shares)
+        drawn.append({"cohort": cohort, "chart": chart})
+    return drawn
+
+
+def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any]]:
+    """The cost table: a row for each architecture and input size."""
+    rows = []
+    for cost in costs:
+        for compute, run in zip(cost["exact"]["compute"], cost["timing"]["runs"], strict=True):
+            rows.append(
+                {
+                    "role": cost["role"],
+                    "architecture": cost["architecture"],
+                    "size_px": compute["size_px"],
+                    "parameters": cost["exact"]["parameters"],
+                    "weights_bytes": cost["exact"]["weights_bytes"],
+                    "macs": compute["macs"],
+                    "latency_ms": run["latency_ms"],
+                    "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
+                    "is_headline": cost["architecture"] == getattr(headline, cost["role"]),
+                }
+            )
+    return rows
+
+
+def describe_costs(costs: list[dict[str, Any]], headline: Any) -> dict[str, Any]:
+    """What the templates show of costs."""
+    computed = [compute for cost in costs for compute in cost["exact"]["compute"]]
+    chosen = {cost["role"]: cost for cost in costs if cost["architecture"] == getattr(headline, cost["role"])}
+    return {
+        "costs": list_costs(costs, headline),
+        "parameters": {role: cost["exact"]["parameters"] for role, cost in chosen.items()},
+        "machine": chosen["student"]["timing"]["machine"],
+        "outputs": chosen["student"]["exact"]["outputs"],
+        "not_counted": sorted({name.removeprefix("aten::") for compute in computed for name in compute["not_counted"]}),
+    }
+
+
+def describe_data(labels: dict[str, Any], datasets: Any, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was read, kept, left out and rejected of each data set, and what its labels state."""
+    rows = []
+    for dataset, written in labels.items():
+        terms, images = written["terms"], written["images"]
+        stated = [terms["findings"][finding]["train"] for finding in datasets[dataset].findings]
+        unmapped = [(term, found["count"]) for term, found in terms["terms"].items() if found["unmapped"]]
+        unmapped.sort(key=lambda item: (-item[1], item[0]))
+        rows.append(
+            {
+                "dataset": dataset,
+                "split": datasets[dataset].split,
+                "images": terms["images"],
+                "patients": terms["patients"],
+                "rows_read": terms["rows"]["read"],
+                "left_out": terms["left_out"],
+                "rejected": images["rejected_by_reason"],
+                "identical": len(images["identical"]),
+                "facts": {fact: sum(counts[fact] for counts in stated) for fact in FACTS},
+                "unmapped": unmapped[:TERMS_SHOWN],
+                "more_unmapped": max(0, len(unmapped) - TERMS_SHOWN),
+                "without_prediction": metrics[dataset]["without_prediction"],
+            }
+        )
+    return rows
+
+
+def order_scores(names: Iterable[str]) -> list[str]:
+    """The scores of a map: pointing game and energy first, then IoBB and its thresholds."""
+    return sorted(names, key=lambda name: (name != "pointing", name != "energy", len(name) > len("iobb"), name))
+
+
+def render(template: str, context: dict[str, Any], is_html: bool) -> str:
+    """Fill a template; text is escaped for HTML, and a name that the context lacks is an error."""
+    environment = Environment(
+        autoescape=is_html,  # noqa: S701 - Markdown is not escaped
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": charts.number,
+        "signed": charts.signed,
+        "count": lambda value: f"{value:,}",
+        "millions": lambda value: f"{value / 1e6:.2f}",
+        "megabytes": lambda value: f"{value / 1e6:.1f}",
+        "percent": lambda value: f"{100 * value:.1f}%",
+        "words": lambda name: name.replace("_", " "),
+    }
+    environment.globals |= {"between": charts.between, "ordered": order_scores}
+    return environment.from_string(template).render(context)
+
+
+def describe(
+    models: list[cells.Model], cohorts: Any, headline: Any, metrics: dict[str, Any], curves: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """What the templates show of models and metrics."""
+    distilled = {model.cohort for model in models if model.kind == "distilled"}
+    trios = {cohort: trio(headline, cohort) for cohort in [headline.cohort, *cohorts] if cohort in distilled}
+    shown = trios[headline.cohort]
+    summaries = [summarize(dataset, measured, shown) for dataset, measured in metrics.items()]
+    draw_forests(summaries)
+    settings = next(iter(metrics.values()))["settings"]
+    return {
+        "headline": headline,
+        "settings": settings,
+        "summaries": summaries,
+        "checks": check(summaries, curves[shown["twin"].id], settings["margin"]),
+        "columns": columns_of(metrics),
+        "results": tabulate(models, metrics, headline),
+        "matrix": cross(trios, metrics, cohorts),
+        "per_finding": {dataset: per_finding(measured, shown) for dataset, measured in metrics.items()},
+        "curves": draw_curves(curves, models, headline),
+        "metrics": metrics,
+        "titles": findings.titles(),
+        "shown": shown,
+        "seeds": sorted({model.seed for model in models if model.kind == "twin"}),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write reports/index.html and reports/report.md."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    *declared, title, pixels, phantom, datasets = params.load(*cells.PARAMS, "title", "pixels", "phantom", "datasets")
+    cohorts, teachers, students, *_, headline = declared
+    models = cells.models(*declared)
+    metrics = read_metrics(files.input("reports/metrics"), list(datasets))
+    curves = read_curves(files.input("reports/curves"), models)
+    costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
+    labels = read_labels(files.input("reports/labels"), list(datasets))
+    context = {
+        "title": title,
+        "pixels": pixels,
+        "phantom": phantom,
+        "data": describe_data(labels, datasets, metrics),
+        "facts": FACTS,
+        "explained": read_explained(files.input("reports/explain"), list(cohorts)),
+        "exported": files.read_json(files.input("reports/export/export.json")),
+        **describe(models, cohorts, headline, metrics, curves),
+        **describe_costs(costs, headline),
+    }
+    page = files.input("stages/report.html.j2").read_text(encoding="utf-8")
+    summary = files.input("stages/report.md.j2").read_text(encoding="utf-8")
+    with files.output("reports/index.html") as temporary:
+        temporary.write_text(render(page, context, is_html=True), encoding="utf-8")
+    with files.output("reports/report.md") as temporary:
+        temporary.write_text(render(summary, context, is_html=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""Class maps, their scores and controls, and the gallery."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import owners
+import pandas as pd
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+from torch.nn import functional
+
+from stages import explain
+from stages.core import cells, files, findings, localisation, metrics, models, params
+from stages.explainers import grad_cam
+from stages.models import eeea_net_c2  # registers with timm
+
+SIZE = 64
+THRESHOLDS = [0.1, 0.5]
+CELL = {"cohort": "c", "student": "eeea_net_c2", "teacher": "resnet18", "loss": "sigmoid_kd", "seed": "0"}
+ARGS = [word for name, value in (CELL | {"explainer": "grad_cam"}).items() for word in (f"--{name}", value)]
+NETS = ["resnet18", eeea_net_c2.ID, "densenet121", "swin_s3_tiny_224", "vit_tiny_patch16_224"]
+KNOWN = ["Cardiomegaly", "Effusion", "Nodule"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small nets are faster on one thread; what the stage sets is undone."""
+    threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(is_deterministic)
+
+
+# --- localisation ---------------------------------------------------------------------------------------------------
+
+
+def box(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """One box's mask."""
+    return localisation.box_mask(np.array([[x, y, width, height]]), SIZE)
+
+
+def scores_of(enlarged: np.ndarray, mask: np.ndarray, quantile: float = 0.9) -> dict[str, float]:
+    """One map against one mask, by name."""
+    values = localisation.score([localisation.read(enlarged, quantile)], mask[None], THRESHOLDS)[0, 0]
+    return dict(zip(localisation.score_names(THRESHOLDS), values, strict=True))
+
+
+fractions = st.floats(0, 1, allow_nan=False)
+
+
+@given(fractions, fractions, fractions, fractions)
+@settings(max_examples=50, deadline=None)
+def test_mask_covers_the_area_of_the_box(x: float, y: float, far_x: float, far_y: float) -> None:
+    width, height = abs(far_x - x), abs(far_y - y)
+    mask = box(min(x, far_x), min(y, far_y), width, height)
+    assert mask.mean() == pytest.approx(width * height, abs=1e-9)
+
+
+def test_overlapping_boxes_count_once() -> None:
+    both = localisation.box_mask(np.array([[0, 0, 0.5, 0.5], [0.25, 0, 0.5, 0.5]]), SIZE)
+    assert both.mean() == pytest.approx(0.75 * 0.5)
+
+
+@pytest.mark.parametrize("cells_a_side", [1, 2, 7, SIZE])
+def test_enlarge_equals_torch_bilinear(cells_a_side: int) -> None:
+    maps = np.random.default_rng(0).random((3, cells_a_side, cells_a_side)).astype(np.float32)
+    torchs = functional.interpolate(torch.from_numpy(maps)[None], size=SIZE, mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(localisation.enlarge(maps, SIZE), torchs.numpy(), atol=1e-6)
+
+
+def test_map_equal_to_the_box_scores_one() -> None:
+    mask = box(0.25, 0.5, 0.25, 0.25)
+    assert scores_of(mask, mask) == pytest.approx(dict.fromkeys(localisation.score_names(THRESHOLDS), 1))
+
+
+def test_map_beside_the_box_scores_zero() -> None:
+    found = scores_of(box(0.25, 0.5, 0.25, 0.25), box(0.5, 0.5, 0.25, 0.25))
+    assert found == pytest.approx(dict.fromkeys(localisation.score_names(THRESHOLDS), 0))
+
+
+@given(fractions, fractions, st.sampled_from([0.0, 3.5]))
+@settings(max_examples=25, deadline=None)
+def test_constant_map_scores_the_share_of_the_film_in_the_box(width: float, height: float, level: float) -> None:
+    found = scores_of(np.full((SIZE, SIZE), level), box(0, 0, width, height))
+    assert [found[name] for name in ("pointing", "energy", "iobb")] == pytest.approx([width * height] * 3)
+
+
+@given(st.floats(1e-6, 1e6), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_scores_do_not_depend_on_a_maps_magnitude(factor: float, seed: int) -> None:
+    enlarged = localisation.enlarge(np.random.default_rng(seed).random((1, 4, 4)), SIZE)[0]
+    mask = box(0.1, 0.2, 0.35, 0.4)
+    assert scores_of(enlarged * factor, mask) == pytest.approx(scores_of(enlarged, mask))
+
+
+def test_tied_maxima_count_by_their_share_in_the_box() -> None:
+    tied = box(0, 0, 0.25, 0.25) + box(0.5, 0.5, 0.25, 0.25)
+    assert scores_of(tied, box(0, 0, 0.5, 0.5))["pointing"] == pytest.approx(0.5)
+
+
+def test_detected_box_bounds_the_region_of_the_maximum_and_not_the_larger_one() -> None:
+    strong, wide = box(0, 0, 0.125, 0.125), box(0.5, 0.5, 0.5, 0.5)
+    assert scores_of(strong + 0.9 * wide, strong, quantile=0.7)["iobb"] == pytest.approx(1)
+
+
+def test_iobb_is_the_share_of_the_detected_box_not_of_the_drawn_one() -> None:
+    detected, drawn = box(0.25, 0.25, 0.5, 0.25), box(0.5, 0.25, 0.5, 0.75)
+    found = scores_of(detected, drawn)
+    assert found["iobb"] == pytest.approx(0.5)
+    assert (found["iobb_over_0.1"], found["iobb_over_0.5"]) == (1, 0)
+
+
+def test_map_with_a_negative_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="not negative"):
+        localisation.read(np.full((4, 4), -1.0), 0.9)
+
+
+def test_random_map_points_at_a_quarter_of_the_film_in_a_quarter_of_the_draws() -> None:
+    masks = box(0, 0, 0.5, 0.5)[None]
+    draw = localisation.score_random((4, 4), masks, 1000, 0.9, THRESHOLDS, np.random.default_rng(1))
+    assert draw[0, 0] == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 1000) ** 0.5)
+
+
+def test_prior_of_a_film_holds_no_box_of_its_own_patient() -> None:
+    masks = np.stack([box(0, 0, 0.5, 0.5), box(0.5, 0.5, 0.5, 0.5), box(0, 0.5, 0.5, 0.5), box(0, 0, 1, 1)])
+    kinds, patients = np.array(["a", "a", "a", "b"]), np.array(["p", "p", "q", "q"])
+    priors = localisation.prior_maps(masks, kinds, patients)
+    np.testing.assert_allclose(priors[0], masks[2])
+    np.testing.assert_allclose(priors[2], (masks[0] + masks[1]) / 2)
+    assert np.isnan(priors[3]).all()
+
+
+def intervals_of(scores: dict[str, np.ndarray], kinds: list[str], patients: list[int]) -> dict[str, Any]:
+    """Intervals over 200 replicates."""
+    weights = metrics.patient_weights(max(patients) + 1, 200, np.random.default_rng(0))
+    return localisation.intervals(scores, np.array(kinds), np.array(patients), weights, 0.95)
+
+
+def test_mean_over_findings_weighs_each_finding_the_same() -> None:
+    found = intervals_of({"distilled": np.array([[1.0], [1.0], [1.0], [0.0]])}, ["a", "a", "a", "b"], [0, 1, 2, 3])
+    assert found["mean"]["distilled"][0]["value"] == 0.5
+
+
+def test_difference_to_itself_is_zero_without_spread() -> None:
+    values = np.random.default_rng(0).random((6, 1))
+    found = intervals_of({"distilled": values, "twin": values}, ["a"] * 6, list(range(6)))
+    assert found["a"]["distilled_minus_twin"][0] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_interval_of_one_patient_is_null_and_of_two_is_not() -> None:
+    values = np.array([[0.0], [1.0], [0.0]])
+    found = intervals_of({"distilled": values}, ["a", "a", "b"], [0, 1, 1])
+    assert found["b"]["distilled"][0] == {"value": 0, "low": None, "high": None}
+    assert found["a"]["distilled"][0] == {"value": 0.5, "low": 0, "high": 1}
+
+
+def test_difference_to_the_prior_uses_pairs_that_have_one() -> None:
+    found = intervals_of(
+        {"distilled": np.array([[1.0], [0.0]]), "prior": np.array([[0.25], [np.nan]])}, ["a", "a"], [0, 1]
+    )
+    assert found["a"]["distilled_minus_prior"][0]["value"] == 0.75
+    alone = intervals_of({"distilled": np.ones((2, 1)), "prior": np.full((2, 1), np.nan)}, ["a", "a"], [0, 1])
+    assert alone["mean"]["distilled_minus_prior"][0] == {"value": None, "low": None, "high": None}
+
+
+# --- Grad-CAM -------------------------------------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    """A net whose Grad-CAM is known in closed form: features, mean over space, linear."""
+
+    feature_info = ({"module": "features", "num_chs": 4, "reduction": 8},)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 8, stride=8)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.head(self.features(images).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture
+def batch() -> torch.Tensor:
+    """Two random inputs."""
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def test_map_of_a_linear_head_is_its_weighted_features(batch: torch.Tensor) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Pooled()
+    with torch.no_grad():
+        cells_of_map = 8 * 8
+        wanted = torch.einsum("k,bkhw->bhw", net.head.weight[2] / cells_of_map, net.features(batch)).relu()
+    np.testing.assert_allclose(grad_cam.maps(net, batch, [0, 2], 8)[:, 1], wanted.numpy(), atol=1e-7)
+
+
+@pytest.mark.parametrize("max_stride", [16, 32])
+@pytest.mark.parametrize("name", NETS)
+def test_map_equals_the_library_once_rescaled(name: str, max_stride: int, batch: torch.Tensor) -> None:
+    extra = {"img_size": SIZE} if name.startswith(("swin", "vit")) else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = timm.create_model(name, num_classes=4, **extra).eval()
+    maps = grad_cam.maps(net, batch, [1, 3], max_stride)
+    layer, channels = grad_cam.target_layer(net, max_stride)
+    for place, output in enumerate((1, 3)):
+        reshape = lambda features: grad_cam._as_grid(features, channels, layer, net)  # noqa: E731
+        with GradCAM(net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
+            wanted = library(batch, [ClassifierOutputTarget(output)] * len(batch))
+        mine = scale_cam_image(scale_cam_image(maps[:, place], (SIZE, SIZE)))
+        np.testing.assert_allclose(mine, wanted, atol=1e-5)
+
+
+def test_explained_model_is_left_as_it_was(batch: torch.Tensor) -> None:
+    net = models.build_model("resnet18", 3, SIZE).train()
+    net.get_submodule("layer1").eval()
+    modes = [module.training for module in net.modules()]
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    grad_cam.maps(net, batch, [0], 16)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_frozen_model_has_the_same_maps(batch: torch.Tensor) -> None:
+    net = models.build_model("eeea_net_c2", 3, SIZE).eval()
+    maps = grad_cam.maps(net, batch, [0], 16)
+    assert maps.max() > 0
+    np.testing.assert_array_equal(grad_cam.maps(net.requires_grad_(False), batch, [0], 16), maps)
+
+
+@pytest.mark.parametrize(("max_stride", "side"), [(8, 8), (16, 4), (31, 4), (32, 2)])
+def test_target_is_the_deepest_layer_of_at_most_that_stride(max_stride: int, side: int, batch: torch.Tensor) -> None:
+    net = models.build_model("eeea_net_c2", 3, SIZE).eval()
+    assert grad_cam.maps(net, batch, [0], max_stride).shape == (2, 1, side, side)
+
+
+def test_stride_that_no_layer_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"explain\.max_stride"):
+        grad_cam.target_layer(models.build_model("resnet18", 3, SIZE), 1)
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------
+
+
+def test_every_box_is_scored_or_counted_with_its_reason() -> None:
+    boxes = pd.DataFrame({"image": list("aabbcdx"), "finding": ["A", "A", "A", "B", "A", "Z", "A"]})
+    boxes[["x", "y", "width", "height"]] = 0.25
+    kept, left_out = explain.select_boxes(boxes, list("abcd"), ["A", "B"], 2, ("test",))
+    assert left_out["not on a test film"] == 1
+    assert left_out["finding without output"] == 1
+    assert kept["image"].nunique() == 2
+    assert len(kept) + sum(left_out.values()) == len(boxes)
+
+
+def films_of(facts: list[int], boxed: list[int]) -> explain.Films:
+    """Films named 0, 1, ... with one finding."""
+    names = [str(number) for number in range(len(facts))]
+    table = pd.DataFrame({"image": names, "Nodule": facts})
+    drawn = pd.DataFrame({"image": [names[i] for i in boxed], "finding": "Nodule"})
+    return explain.Films(table, None, drawn, {})  # type: ignore[arg-type]  # no pixels are read
+
+
+def test_a_finding_is_called_on_as_many_films_as_have_it() -> None:
+    facts = [1, 1, 0, findings.IMPLIED, 0, findings.UNCERTAIN, findings.MISSING]
+    predictions = pd.DataFrame({"image": [str(i) for i in range(7)], "Nodule": [3.0, 0.0, 2.0, 1.0, -1.0, 9.0, 9.0]})
+    found = explain.outcomes(films_of(facts, [0, 1]), predictions, ["Nodule"])
+    assert dict(zip(found["image"], found["outcome"], strict=True)) == {
+        "0": "true positive",
+        "1": "false negative",
+        "2": "false positive",
+        "3": "true negative",
+        "4": "true negative",
+    }
+
+
+def test_present_finding_without_a_box_is_not_shown_where_others_have_one() -> None:
+    predictions = pd.DataFrame({"image": list("012"), "Nodule": [3.0, 2.0, 1.0]})
+    assert set(explain.outcomes(films_of([1, 1, 0], [0]), predictions, ["Nodule"])["image"]) == {"0", "2"}
+    assert set(explain.outcomes(films_of([1, 1, 0], []), predictions, ["Nodule"])["image"]) == {"0", "1", "2"}
+
+
+def test_gallery_prefers_different_findings_and_never_repeats_a_film() -> None:
+    rows = [(f"a{i}", "A", "true positive") for i in range(50)]
+    rows += [("b", "B", "true positive"), ("a0", "A", "true negative")]
+    candidates = pd.DataFrame(rows, columns=["image", "finding", "outcome"])
+    chosen = explain.pick_gallery(candidates, 2, ("test",))
+    positives = chosen[chosen["outcome"] == "true positive"]
+    assert set(positives["finding"]) == {"A", "B"}
+    assert chosen["image"].is_unique
+    again = explain.pick_gallery(candidates.sample(frac=1, random_state=0), 2, ("test",))
+    pd.testing.assert_frame_equal(again, chosen)
+    other = explain.pick_gallery(candidates, 2, ("control",))
+    assert not other.equals(chosen)
+
+
+def write_data(root: Path, boxed: bool) -> None:
+    """Three data sets of 20 small test films, three untrained models, and the distilled student's logits."""
+    rng, predictions = np.random.default_rng(0), []
+    names = [f"{number:02}.png" for number in range(20)]
+    for dataset in params.read(owners.REPOSITORY / "params.yaml")["datasets"]:
+        facts = dict.fromkeys(findings.names(), findings.MISSING) | {name: np.arange(20) % 3 % 2 for name in KNOWN}
+        labels = {"image": names, "patient": [f"p{i // 2}" for i in range(20)], "split": ["train"] * 2 + ["test"] * 18}
+        files.write_table(pd.DataFrame(labels | facts), root / f"data/labels/{dataset}.parquet")
+        index = pd.DataFrame({"image": names, "shard": np.arange(20) // 10, "row": np.arange(20) % 10})
+        files.write_table(index, root / f"data/images/{dataset}/index.parquet")
+        for shard in range(2):
+            films = rng.integers(0, 256, (10, SIZE, SIZE), np.uint8)
+            np.save(root / f"data/images/{dataset}/shard_{shard:04d}.npy", films)
+        has_boxes = boxed and dataset == "chestxray14"
+        drawn = [(name, finding) for name in names[1::3] if has_boxes for finding in KNOWN]
+        boxes = pd.DataFrame(drawn, columns=["image", "finding"], dtype=str)
+        boxes[explain.BOX] = rng.uniform(0.1, 0.4, (len(drawn), 4))
+        files.write_table(boxes, root / f"data/boxes/{dataset}.parquet")
+        logits = pd.DataFrame(rng.normal(size=(18, len(KNOWN))).astype(np.float32), columns=KNOWN)
+        predictions.append(logits.assign(dataset=dataset, image=names[2:]))
+    distilled = "distilled/c/eeea_net_c2/resnet18/sigmoid_kd/0"
+    files.write_table(pd.concat(predictions), root / f"data/predictions/{distilled}.parquet")
+    for folder, architecture, seed in (
+        ("teacher/c/resnet18", "resnet18", 0),
+        ("twin/c/eeea_net_c2/0", "eeea_net_c2", 1),
+        (distilled, "eeea_net_c2", 2),
+    ):
+        about = {"architecture": architecture, "findings": KNOWN, "size_px": SIZE}
+        net = models.build_model(architecture, len(KNOWN), SIZE, seed=seed)
+        models.write(net, about, root / f"data/models/{folder}")
+
+
+def run(root: Path, **changes: Any) -> tuple[Any, dict[str, bytes]]:
+    """Run the stage in a folder: its report, and the bytes of its outputs."""
+    defaults = {"threads": 1, "evaluate__replicates": 100, "explain__max_stride": 16, "explain__gallery_per_outcome": 1}
+    owners.project(root, **defaults | {"explain__iobb_thresholds": [0.25]} | changes)
+    with contextlib.chdir(root):
+        explain.main(ARGS)
+    outputs = ["data/explain/c/maps.npz", "data/explain/c/pairs.parquet", "reports/explain/c.json"]
+    written = {path: (root / path).read_bytes() for path in [*outputs, "reports/explain/c_gallery.png"]}
+    return json.loads(written["reports/explain/c.json"]), written
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str, bytes]]:
+    """A folder where the stage ran and only ChestX-ray14 has boxes, the report, and the bytes written."""
+    root = tmp_path_factory.mktemp("boxed")
+    write_data(root, boxed=True)
+    return root, *run(root)
+
+
+def test_stage_gives_the_same_bytes_again_and_others_with_another_seed(boxed: Any) -> None:
+    root, _, first = boxed
+    assert run(root)[1] == first
+    other = run(root, seed=1)[1]
+    assert other["reports/explain/c.json"] != first["reports/explain/c.json"]
+    assert other["data/explain/c/maps.npz"] == first["data/explain/c/maps.npz"]
+
+
+def test_report_scores_boxed_films_and_gives_null_with_a_reason_elsewhere(boxed: Any) -> None:
+    _, report, _ = boxed
+    scored, unscored = report["datasets"]["chestxray14"], report["datasets"]["padchest"]
+    assert unscored["mean"] is None
+    assert unscored["reason"].startswith("no box")
+    assert set(scored["findings"]) == set(KNOWN)
+    assert scored["grids"] == {"teacher": [4, 4], "twin": [4, 4], "distilled": [4, 4]}
+    assert scored["left_out"] == {"not on a test film": 3, "finding without output": 0, "beyond max_boxes": 0}
+    others = ("teacher", "twin", "random", "prior")
+    makers = {*explain.MODELS, *others, *(f"distilled_minus_{other}" for other in others)}
+    for part in (scored["mean"], *scored["findings"].values()):
+        assert set(part["scores"]) == {"pointing", "energy", "iobb", "iobb_over_0.25"}
+        for by_maker in part["scores"].values():
+            assert set(by_maker) == makers
+            assert all(values["low"] <= values["value"] <= values["high"] for values in by_maker.values())
+
+
+def test_stored_maps_times_their_peaks_are_the_maps(boxed: Any) -> None:
+    root = boxed[0]
+    pairs, maps = files.read_table(root / "data/explain/c/pairs.parquet"), np.load(root / "data/explain/c/maps.npz")
+    pair = pairs.iloc[4]
+    net, _ = models.load_model(root / "data/models/twin/c/eeea_net_c2/0")
+    index = files.read_table(root / "data/images/chestxray14/index.parquet").set_index("image").loc[pair["image"]]
+    film = np.load(root / f"data/images/chestxray14/shard_{index['shard']:04d}.npy")[index["row"]]
+    wanted = grad_cam.maps(net, models.to_input(film[None]), [KNOWN.index(pair["finding"])], 16)[0, 0]
+    stored = maps[f"{pair['dataset']}.twin"][pair["place"]].astype(float) * pair["twin_peak"]
+    np.testing.assert_allclose(stored, wanted, atol=1e-3 * wanted.max())
+
+
+def test_gallery_is_small_and_shows_each_outcome(boxed: Any) -> None:
+    _, report, written = boxed
+    assert len(written["reports/explain/c_gallery.png"]) <= explain.GALLERY_BYTES
+    assert [row["outcome"] for row in report["gallery_rows"]] == list(explain.OUTCOMES)
+
+
+def test_run_without_any_box_has_no_score_and_still_a_gallery(tmp_path: Path) -> None:
+    write_data(tmp_path, boxed=False)
+    report, written = run(tmp_path)
+    assert all(part["mean"] is None for part in report["datasets"].values())
+    assert [row["outcome"] for row in report["gallery_rows"]] == list(explain.OUTCOMES)
+    assert written["reports/explain/c_gallery.png"].startswith(b"\x89PNG")
+
+
+def test_table_of_an_undeclared_data_set_stops_the_stage(tmp_path: Path) -> None:
+    (tmp_path / "data/boxes").mkdir(parents=True)
+    for dataset in ("one", "two"):
+        (tmp_path / f"data/boxes/{dataset}.parquet").touch()
+    data, plan = tmp_path / "data", explain.Plan(grad_cam.maps, None, 100, 0.95, 0)
+    with pytest.raises(cells.UndeclaredError, match="two"):
+        explain.load_films(data / "labels", data / "images", data / "boxes", ["one"], KNOWN, plan)
+
+
+def test_gallery_that_cannot_be_small_enough_is_refused() -> None:
+    figure = explain.Figure(figsize=(1, 1))
+    with pytest.raises(ValueError, match="gallery_per_outcome"):
+        explain.render(figure, 10)

@@ -1,0 +1,71 @@
+"""The cost of an architecture: exact figures by hand and by the paper, measured ones by what must hold of any."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import owners
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from stages import profile
+from stages.core import models
+
+
+@pytest.fixture(autouse=True)
+def _torch_settings() -> Iterator[None]:
+    """What the stage sets in torch is undone."""
+    threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(is_deterministic)
+
+
+def test_student_has_the_published_cost() -> None:
+    cost = profile.exact_cost("eeea_net_c2", 14, [224])
+    assert cost["parameters"] == 4_732_838
+    assert cost["compute"][0]["macs"] == 300_685_888
+
+
+def test_macs_equal_the_count_by_hand() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+    by_hand = 3 * 8 * 9 * 10 * 10 + 8 * 10 * 10 + 8 * 2
+    assert profile.count_macs(net, 10)["macs"] == by_hand
+
+
+def test_operator_without_a_count_is_named() -> None:
+    net = nn.Sequential(nn.Hardswish(), nn.Conv2d(3, 1, 1), nn.Hardswish()).eval()
+    assert profile.count_macs(net, 8)["not_counted"] == {"aten::hardswish": 2}
+
+
+def test_weight_bytes_are_those_of_the_file(tmp_path: Path) -> None:
+    state = models.build_model("resnet18", 14, 64).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "weights.safetensors")
+    cost = profile.exact_cost("resnet18", 14, [64])
+    assert cost["weights_bytes"] == (tmp_path / "weights.safetensors").stat().st_size
+
+
+def test_parameters_are_those_of_the_largest_size_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "count_macs", lambda _model, size_px: size_px)
+    costs = [profile.exact_cost("visformer_s", 14, sizes) for sizes in ([64, 96], [96, 64])]
+    assert costs[0] == costs[1]
+    assert costs[0]["parameters"] > profile.exact_cost("visformer_s", 14, [64])["parameters"]
+
+
+def test_stage_writes_exact_and_measured_figures_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    owners.project(tmp_path, threads=1, profile={"sizes_px": [64, 96], "outputs": 5, "repeats": 4})
+    ballast = np.ones(50_000_000)  # of this process; must not appear in what is measured in the child
+    profile.main(["--arch", "resnet18", "--role", "teacher"])
+    exact = json.loads(Path("reports/profile/teacher/resnet18.json").read_text())
+    assert exact == profile.exact_cost("resnet18", 5, [64, 96])
+    timing = json.loads(Path("reports/profile/teacher/resnet18.timing.json").read_text())
+    assert [run["size_px"] for run in timing["runs"]] == [64, 96]
+    for run in timing["runs"]:
+        latency = run["latency_ms"]
+        assert 0 < latency["lower_quartile"] <= latency["median"] <= latency["upper_quartile"]
+        assert run["peak_bytes"] > run["libraries_bytes"] + 4 * exact["parameters"] / 2
+        assert run["libraries_bytes"] < profile.peak_bytes() - ballast.nbytes / 2

@@ -1,0 +1,329 @@
+"""The report: what it says, what it leaves out, that it needs no network and that its bytes are stable."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import evaluate, report
+from stages.core import cells, charts, files, findings, params
+
+REPOSITORY = Path(__file__).parent.parent
+SETTINGS = params.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02)
+HEADLINE = params.Headline.model_construct(
+    cohort="joint", student="eeea_net_c2", teacher="resnet18", loss="sigmoid_kd", seed=0
+)
+DATASETS = {
+    "chestxray14": findings.names()[:14],
+    "chexpert": [*evaluate.SHARED, "Support_Devices", "Fracture"],
+    "padchest": [*evaluate.SHARED, "Nodule", "Scoliosis", "Tuberculosis"],
+}
+COHORTS = {name: SimpleNamespace(datasets=[name]) for name in DATASETS}
+COHORTS["joint"] = SimpleNamespace(datasets=list(DATASETS))
+LOSSES = ("sigmoid_kd", "paper")
+
+
+def declared(losses: tuple[str, ...] = LOSSES) -> tuple[Any, ...]:
+    """What `params.load(*cells.PARAMS)` gives."""
+    also = params.AlsoDistill(cohorts=list(DATASETS), losses=["sigmoid_kd"])
+    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), [0], also, HEADLINE
+
+
+def outputs(cohort: str) -> list[str]:
+    """The findings of a cohort."""
+    return findings.in_order({name for dataset in COHORTS[cohort].datasets for name in DATASETS[dataset]})
+
+
+def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[str, Any]:
+    """What evaluate writes of made-up predictions."""
+    rng = np.random.default_rng(len(dataset))
+    names = DATASETS[dataset]
+    targets = (rng.random((films, len(names))) < rng.uniform(0.04, 0.3, len(names))).astype(float)
+    if "Hernia" in names:
+        targets[:, names.index("Hernia")] = 0
+    shared, scores = rng.standard_normal(targets.shape), {}
+    for place, model in enumerate(models):
+        noise = {"teacher": 0.7, "distilled": 0.8, "twin": 1.2}[model.kind]
+        own = np.random.default_rng(place).standard_normal(targets.shape)
+        scores[model.id] = (targets + noise * (0.8 * shared + 0.6 * own)).astype(np.float32)
+        scores[model.id][:, [name not in outputs(model.cohort) for name in names]] = np.nan
+    sample = evaluate.Sample(names, targets, np.arange(films) // 2, scores)
+    studies = (np.arange(films) // 2).astype(str)
+    result = evaluate.evaluate(sample, studies, dataset, models, SETTINGS, seed=0, workers=1)
+    return result | {"without_prediction": 3}
+
+
+def fill(folder: Path, losses: tuple[str, ...] = LOSSES) -> None:
+    """Write under `folder` what the stages before the report would."""
+    models = cells.models(*declared(losses))
+    for dataset in DATASETS:
+        files.write_json(measure(dataset, models), folder / f"metrics/{dataset}.json")
+    for place, model in enumerate(models):
+        share = np.linspace(1 / 12, 1, 12)
+        top = {"teacher": 0.88, "distilled": 0.85, "twin": 0.8}[model.kind] + 0.003 * place
+        curve = pd.DataFrame({"step": (share * 1200).astype(int), "lr": 0.1 * (1 - share), "task": 0.5 - 0.2 * share})
+        curve["val_auroc"] = top - (top - 0.5) * np.exp(-6 * share)
+        path = folder / f"curves/{model.id}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        curve.to_csv(path, index=False)
+
+    roles = {"teacher": ("resnet18", 11_183_694, 29_600_000), "student": ("eeea_net_c2", 4_732_838, 26_500_000)}
+    for role, (arch, parameters, macs) in roles.items():
+        sizes = [(64, macs), (224, 12 * macs)]
+        computed = [{"size_px": px, "macs": n, "macs_by_operator": {"conv": n}, "not_counted": {"aten::add_": 8}}
+                    for px, n in sizes]  # fmt: skip
+        exact = {"architecture": arch, "outputs": 14, "parameters": parameters, "weights_bytes": 4 * parameters}
+        files.write_json(exact | {"compute": computed}, folder / f"profile/{role}/{arch}.json")
+        quartiles = {"median": 3.2, "lower_quartile": 3.1, "upper_quartile": 3.4}
+        runs = [{"size_px": px, "latency_ms": quartiles, "peak_bytes": 310_000_000, "libraries_bytes": 250_000_000}
+                for px, _ in sizes]  # fmt: skip
+        machine = {"cpu": "Some CPU", "system": "Linux", "python": "3.11", "torch": "2.15"}
+        timing = {"architecture": arch, "batch": 1, "threads": 1, "machine": machine, "runs": runs}
+        files.write_json(timing, folder / f"profile/{role}/{arch}.timing.json")
+    for cohort in COHORTS:
+        files.write_json(explained(cohort), folder / f"explain/{cohort}.json")
+        Image.new("P", (60, 40)).save(folder / f"explain/{cohort}_gallery.png")
+    for dataset, names in DATASETS.items():
+        facts = {"present": 5, "absent": 30, "uncertain": 2, "blank": 3, "implied": 0, "missing": 0}
+        terms = {"Effusion": ("Effusion", None), "<odd> term": ((), None), "unchanged": ((), "rows are left out")}
+        files.write_json(
+            {
+                "dataset": dataset, "rows": {"read": 400, "kept": 380, "rejected": 4},
+                "images": {"train": 40, "val": 20, "test": 300}, "patients": {"train": 30, "val": 10, "test": 150},
+                "left_out": {"view L": 16, "in no official list": 4}, "nulled": {"age": 1, "sex": 0}, "notes": {},
+                "findings": {name: dict.fromkeys(("train", "val", "test"), facts) for name in names},
+                "terms": {term: {"count": 7, "findings": [given] if given else [], "rule": rule,
+                                 "unmapped": not given and rule is None} for term, (given, rule) in terms.items()},
+                "boxes": {"drawn": 20, "of a row left out": 0},
+            },
+            folder / f"labels/{dataset}.terms.json",
+        )  # fmt: skip
+        images = {"dataset": dataset, "read": 363, "written": 360, "identical": [["a", "b"]], "rejected": []}
+        images["rejected_by_reason"] = {"truncated PNG": 3}
+        files.write_json(images, folder / f"labels/{dataset}.images.json")
+    agreement = {"mean_abs_difference": 1e-6, "max_abs_difference": 5e-6, "rank_correlation": 0.99, "bytes": 5_000_000}
+    exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "calibration_films": 64,
+                "logit_spread": 1.5, "fp32": agreement, "int8": agreement}  # fmt: skip
+    files.write_json(exported, folder / "export/export.json")
+
+
+def explained(cohort: str) -> dict[str, Any]:
+    """What explain writes, with made-up scores."""
+    makers = {"teacher": 0.5, "twin": 0.3, "distilled": 0.45, "random": 0.1, "prior": 0.4}
+    values = {maker: {"value": value, "low": value - 0.05, "high": value + 0.05} for maker, value in makers.items()}
+    for other in ("teacher", "twin", "random", "prior"):
+        value = 0.45 - makers[other]
+        values[f"distilled_minus_{other}"] = {"value": value, "low": value - 0.07, "high": value + 0.07}
+    names = ("pointing", "energy", "iobb", "iobb_over_0.1", "iobb_over_0.25")
+    part = {"pairs": 20, "patients": 15, "box_area": 0.05, "scores": dict.fromkeys(names, values)}
+    counts = {"test_films": 300, "boxes": 40, "pairs": 40, "left_out": {"not on a test film": 2, "beyond max_boxes": 0}}
+    grids = {"teacher": [2, 2], "twin": [4, 4], "distilled": [4, 4]}
+    with_boxes = counts | {"grids": grids, "mean": part, "findings": {"Mass": part, "Nodule": part}, "reason": None}
+    without = counts | {"pairs": 0, "grids": None, "mean": None, "findings": None, "reason": "no box on a test film"}
+    datasets = {dataset: with_boxes if dataset == "chestxray14" else without for dataset in DATASETS}
+    return {"cohort": cohort, "explainer": "grad_cam", "models": {}, "datasets": datasets, "gallery_rows": []}
+
+
+SHAPES = {dataset: SimpleNamespace(findings=names, split="official") for dataset, names in DATASETS.items()}
+NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
+
+
+def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom") -> tuple[Any, ...]:
+    """What the stage gets from params."""
+    return *declared(losses), "Distilled <chest> X-ray classifiers", pixels, NOISE, SHAPES
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs of the report, made once."""
+    folder = tmp_path_factory.mktemp("inputs")
+    fill(folder / "reports")
+    return folder
+
+
+@pytest.fixture
+def project(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the stage's inputs and templates, and the params that it loads."""
+    shutil.copytree(inputs / "reports", tmp_path / "reports")
+    (tmp_path / "stages").mkdir()
+    for template in ("report.html.j2", "report.md.j2"):
+        shutil.copy(REPOSITORY / "stages" / template, tmp_path / "stages")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(params, "load", lambda *_: loaded())
+    return tmp_path
+
+
+def written(project: Path) -> tuple[str, str]:
+    """Run the stage: the HTML and the Markdown page."""
+    report.main([])
+    pages = (project / "reports/index.html", project / "reports/report.md")
+    return pages[0].read_text(encoding="utf-8"), pages[1].read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Collects what a page loads and links to, its ids, and tags that are not closed in order."""
+
+    VOID = ("meta", "br", "img", "link", "line", "circle", "polyline")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+        self.rows: list[int] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.loads += [given[key] or "" for key in ("src", "srcset", "data", "xlink:href") if key in given]
+        if "href" in given:
+            (self.links if tag == "a" else self.loads).append(given["href"] or "")
+        if "id" in given:
+            self.ids.add(given["id"] or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+
+def test_the_page_loads_nothing_from_outside(project: Path) -> None:
+    html, _ = written(project)
+    page = Page(html)
+    assert page.loads
+    assert all(address.startswith("data:image/png;base64,") for address in page.loads)
+    assert not re.search(r"@import|url\(|<script|<link|<iframe", html)
+    assert page.open == []
+
+
+def test_every_link_within_the_page_has_its_target(project: Path) -> None:
+    page = Page(written(project)[0])
+    assert {link.removeprefix("#") for link in page.links if link.startswith("#")} <= page.ids
+
+
+def test_same_inputs_give_same_bytes_and_other_inputs_do_not(project: Path) -> None:
+    first = written(project)
+    assert written(project) == first
+    path = project / "reports/metrics/padchest.json"
+    changed = files.read_json(path)
+    changed["models"]["teacher/joint/resnet18"]["means"]["all"]["auroc"] = 0.123456
+    files.write_json(changed, path)
+    assert written(project) != first
+    assert "0.123" in written(project)[1]
+
+
+def test_the_first_screen_says_whether_films_are_drawn(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    html, markdown = written(project)
+    assert html.index("Simulated films, real label tables") < html.index('id="result"')
+    assert "Simulated films" in markdown
+    monkeypatch.setattr(params, "load", lambda *_: loaded(pixels="real"))
+    html, markdown = written(project)
+    assert "Simulated" not in html + markdown
+    assert html.index("Real films, real labels") < html.index('id="result"')
+
+
+def test_what_a_user_typed_is_escaped(project: Path) -> None:
+    html, _ = written(project)
+    assert "Distilled &lt;chest&gt; X-ray" in html
+    assert "&lt;odd&gt; term (7)" in html
+
+
+def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:
+    html, markdown = written(project)
+    measured = files.read_json(project / "reports/metrics/chexpert.json")
+    mean = measured["models"]["distilled/joint/eeea_net_c2/resnet18/sigmoid_kd/0"]["means"]["competition5"]
+    shown = f"{mean['auroc']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
+    row = next(line for line in markdown.splitlines() if line.startswith("| chexpert | 5 |"))
+    assert shown in row
+    assert f"{mean['auroc']:.3f}<small>{mean['low']:.3f} to {mean['high']:.3f}" in html
+
+
+def test_a_finding_without_positives_shows_its_reason(project: Path) -> None:
+    html, _ = written(project)
+    row = html[html.index('<th scope="row">Hernia') :]
+    assert row[: row.index("</tr>")].count("no positives") == 4
+    assert "the mean leaves out Hernia (no positives)" in html
+
+
+def test_a_loss_that_params_no_longer_has_stops_the_report(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "load", lambda *_: loaded(losses=("sigmoid_kd",)))
+    with pytest.raises(cells.UndeclaredError, match=r"distilled/joint/eeea_net_c2/resnet18/paper/0.csv.*make prune"):
+        report.main([])
+    assert not (project / "reports/index.html").exists()
+
+
+def test_a_removed_loss_leaves_no_trace(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "eeea_net_c2, paper from resnet18" in written(project)[1]
+    losses = ("sigmoid_kd",)
+    shutil.rmtree(project / "reports")
+    fill(project / "reports", losses)
+    monkeypatch.setattr(params, "load", lambda *_: loaded(losses=losses))
+    html, markdown = written(project)
+    assert "paper" not in html + markdown
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["metrics/padchest.json", "curves/twin/joint/eeea_net_c2/0.csv", "profile/student/eeea_net_c2.timing.json",
+     "explain/joint_gallery.png", "labels/chexpert.terms.json", "export/export.json"],
+)  # fmt: skip
+def test_a_missing_part_is_named(project: Path, missing: str) -> None:
+    files.remove(project / "reports" / missing)
+    with pytest.raises(FileNotFoundError, match=re.escape(Path(missing).name) + ".*make repro"):
+        report.main([])
+
+
+def test_checks_say_no_where_the_evidence_does() -> None:
+    def difference(low: float | None, high: float | None) -> dict[str, Any]:
+        return {"difference": 0.0, "low": low, "high": high, "auroc": 0.6}
+
+    differences = {
+        "teacher_minus_twin": difference(-0.1, 0.1),
+        "distilled_minus_twin": difference(None, None),
+        "distilled_minus_teacher": difference(-0.015, 0.1),
+    }
+    summary = {"dataset": "a", "scores": {"twin": difference(0.4, 0.7)}, "differences": differences}
+    curve = pd.DataFrame({"step": [25, 50, 75, 100], "val_auroc": [0.5, 0.6, 0.7, 0.75]})
+    verdicts = [row["evidence"][0]["verdict"] for row in report.check([summary], curve, margin=0.02)]
+    assert verdicts == ["no", "no", "no", "undefined", "yes"]
+
+
+def test_the_late_gain_is_that_of_the_last_quarter() -> None:
+    curve = pd.DataFrame({"step": [30, 60, 90, 120], "val_auroc": [0.5, 0.6, 0.7, 0.75]})
+    assert report.late_gain(curve) == pytest.approx((0.75, 0.05))
+
+
+def test_labels_of_a_chart_are_kept_apart_within_limits() -> None:
+    moved = charts.apart([100, 101, 99, 20], gap=15, limit=110)
+    assert sorted(moved)[-1] <= 110
+    assert min(np.diff(sorted(moved))) >= 15
+    assert moved[3] == 20
+    assert np.argsort(moved).tolist() == [3, 2, 0, 1]
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert charts.ticks(0.68, 0.91) == [0.7, 0.75, 0.8, 0.85, 0.9]
+    assert charts.ticks(0.801, 0.849) == [0.81, 0.82, 0.83, 0.84]
+
+
+def test_a_difference_always_has_its_sign() -> None:
+    assert [charts.signed(value) for value in (0.0123, -0.0123, 0.0, -0.0001, None)] == [
+        "+0.012", "\N{MINUS SIGN}0.012", "0.000", "0.000", "\N{EN DASH}"
+    ]  # fmt: skip
+
+
+def test_an_undefined_score_is_drawn_as_such() -> None:
+    drawn = charts.forest("chart", [charts.Bar("Twin", "twin", None, None, None)], (0, 1))
+    assert "undefined" in drawn
+    assert "circle" not in drawn
