@@ -1,0 +1,130 @@
+"""The guard: DVC records a run only if what it would record is what ran. Each test runs a toy stage under real DVC."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+TOY = '''"""A toy stage."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from stages.core import files, params
+
+
+def main(argv: list[str] | None = None) -> None:
+    seed = params.load("seed")
+    text = files.input("data/in.txt").read_text()
+    {trick}
+    with files.output("data/out.txt") as made:
+        made.write_text(f"{{text}} {{seed}}")
+'''
+STAGE = """
+stages:
+  toy:
+    cmd: python -m stages.core.guard stages.toy
+    deps:
+    - data/in.txt
+    - stages/core/files.py
+    - stages/core/findings.csv
+    - stages/core/findings.py
+    - stages/core/params.py
+    - stages/core/plugins.py
+    - stages/toy.py
+    params:
+    - seed
+    outs:
+    - data/out.txt
+"""
+
+
+def project(folder: Path, trick: str = "pass") -> Path:
+    """A DVC project with one stage that plays a trick between reading and writing."""
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    shutil.copyfile(ROOT / ".dvcignore", folder / ".dvcignore")
+    (folder / "stages/toy.py").write_text(TOY.format(trick=trick))
+    (folder / "dvc.yaml").write_text(STAGE)
+    (folder / "data").mkdir()
+    (folder / "data/in.txt").write_text("in")
+    (folder / "data/secret.txt").write_text("secret")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    return folder
+
+
+def repro(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `dvc repro` there."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+    environment["PATH"] = f"{ROOT / '.venv/bin'}:{environment['PATH']}"
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(["dvc", "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_honest_stage_runs_and_is_recorded(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    done = repro(folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "data/out.txt").read_text() == "in 17"
+    assert YAML(typ="safe").load(folder / "dvc.lock")["stages"]["toy"]["params"]["params.yaml"] == {"seed": 17}
+
+
+EDITS = {  # a dependency -> how it is edited
+    "params.yaml:seed": "p = Path('params.yaml'); p.write_text(p.read_text().replace('seed: 17', 'seed: 18'))",
+    "stages/toy.py": "open('stages/toy.py', 'a').write('#')",
+    "data/in.txt": "open('data/in.txt', 'a').write('!')",
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_inputs_edited_by_another_process_during_the_run_fail_it(tmp_path: Path, edited: str) -> None:
+    """The edit is made by a child process, as by an editor: the guard's own process never opens the file."""
+    code = f"from pathlib import Path; {EDITS[edited]}"
+    folder = project(tmp_path, f"import subprocess; subprocess.run([sys.executable, '-c', {code!r}], check=True)")
+    done = repro(folder)
+    assert done.returncode != 0
+    assert f"inputs of toy changed while it ran: {edited}; " in done.stderr
+    assert "Run `make repro` again" in done.stderr
+    assert not (folder / "data/out.txt").exists()
+    assert not (folder / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("trick", "message"),
+    [
+        ("open('data/secret.txt').read()", "toy read data/secret.txt, which dvc.yaml does not declare"),
+        ("open('data/other.txt', 'w').write('x')", "toy wrote data/other.txt, which dvc.yaml does not declare"),
+        ("open('data/in.txt', 'w').write('x')", "toy wrote data/in.txt, which dvc.yaml does not declare"),
+        ("from stages.core import splits", "imported stages/core/splits.py"),
+        ("params.load('threads')", "params read and params declared in dvc.yaml differ: seed, threads"),
+    ],
+)
+def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: str, message: str) -> None:
+    folder = project(tmp_path, trick)
+    done = repro(folder)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (folder / "dvc.lock").exists()
+
+
+def test_wrong_params_stop_the_stage_before_any_work(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    text = (
+        (folder / "params.yaml")
+        .read_text()
+        .replace("threads: 2 ", "threads: two ")
+        .replace("workers: 2 ", "wrkers: 2 ")
+    )
+    (folder / "params.yaml").write_text(text)
+    done = repro(folder)
+    assert done.returncode != 0
+    assert "params.yaml has 3 fault(s)" in done.stderr
+    for fault in ("threads: ", "workers: missing", "wrkers: unknown key"):
+        assert fault in done.stderr
+    assert not (folder / "data/out.txt").exists()

@@ -1,0 +1,145 @@
+"""What a stage reads and writes, computed from its code: the reference that `dvc.yaml` is held against.
+
+The conventions that make this possible: a stage's `main()` calls `params.load`, `files.input`, `files.output` and
+`plugins.load` with literals and f-strings over its command line's `args` alone, and imports are plain statements.
+"""
+
+import ast
+import shlex
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from stages.core import cells
+
+ROOT = Path(__file__).parent.parent
+
+
+class ConventionError(AssertionError):
+    """A stage reads or writes by other means than the conventions, so that nothing can be computed from its code."""
+
+
+@dataclass
+class Wiring:
+    """What one cell of dvc.yaml declares, or what its code needs."""
+
+    deps: set[str] = field(default_factory=set)
+    params: set[str] = field(default_factory=set)
+    outs: set[str] = field(default_factory=set)
+
+    def differences(self, other: "Wiring") -> list[str]:
+        """What `self` (the code) needs and `other` (dvc.yaml) lacks, and the reverse."""
+        found = []
+        for kind in ("deps", "params", "outs"):
+            needed, declared = getattr(self, kind), getattr(other, kind)
+            found += [f"{kind}: {name} is used but not declared" for name in sorted(needed - declared)]
+            found += [f"{kind}: {name} is declared but not used" for name in sorted(declared - needed)]
+        return found
+
+
+def source(module: str, root: Path = ROOT) -> Path | None:
+    """The project file of a module, or None if it is a library's."""
+    base = root.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if module.split(".")[0] == "stages" and candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A parsed source file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file names in import statements, wherever they stand."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ConventionError(f"{path}: relative imports are not used here")
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@cache
+def closure(module: str) -> frozenset[Path]:
+    """The project files that a module is made of: its own, its imports, and data files that share a module's name."""
+    found: set[Path] = set()
+    pending = [module]
+    while pending:
+        path = source(pending.pop())
+        if path is None or path in found:
+            continue
+        found.add(path)
+        pending += imports(path)
+    code = {path for path in found if not is_empty(path)}
+    modules = [path for path in code if path.stem != "__init__"]
+    return frozenset(code | {beside for path in modules for beside in path.parent.glob(f"{path.stem}.*")})
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a package's `__init__.py` holds no more than its docstring."""
+    return path.name == "__init__.py" and all(isinstance(node, ast.Expr) for node in tree(path).body)
+
+
+def text(node: ast.expr, args: dict[str, str]) -> str:
+    """The value of a literal, an f-string over `args`, or `args.<name>`."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
+        return args[node.attr]
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part.value if isinstance(part, ast.FormattedValue) else part, args) for part in node.values)
+    raise ConventionError(f"line {node.lineno}: {ast.unparse(node)} is not a literal or an f-string over args")
+
+
+def calls(module: str) -> list[tuple[str, ast.Call]]:
+    """(`files.input`, call), ... of the stage's own files; other project files may not make them."""
+    own = source(module)
+    assert own is not None, module
+    found = []
+    for path in closure(module) - {own}:
+        if path.suffix == ".py" and path.parts[-3:-1] != ("stages", "core") and _calls(path):
+            raise ConventionError(f"{path}: only main() of a stage opens inputs and outputs")
+    for name, call in _calls(own):
+        found.append((name, call))
+    return found
+
+
+def _calls(path: Path) -> list[tuple[str, ast.Call]]:
+    wanted = {"params.load", "files.input", "files.output", "plugins.load"}
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), node) for node in nodes if ast.unparse(node.func) in wanted]
+
+
+def expected(module: str, args: dict[str, str]) -> Wiring:
+    """What a stage needs for one command line."""
+    wiring = Wiring()
+    code = set(closure(module))
+    for name, call in calls(module):
+        if name == "params.load":
+            for argument in call.args:
+                if isinstance(argument, ast.Starred) and ast.unparse(argument.value) == "cells.PARAMS":
+                    wiring.params |= set(cells.PARAMS)
+                else:
+                    wiring.params.add(text(argument, args))
+        elif name == "plugins.load":
+            kind, plugin = (text(argument, args) for argument in call.args)
+            code |= closure(f"stages.{kind}.{plugin}")
+        else:
+            (wiring.deps if name == "files.input" else wiring.outs).add(text(call.args[0], args))
+    wiring.deps |= {path.relative_to(ROOT).as_posix() for path in code}
+    return wiring
+
+
+def command(cmd: str) -> tuple[str, dict[str, str]]:
+    """Module and arguments of `python -m stages.core.guard <module> --name value ...`."""
+    words = shlex.split(cmd)
+    if words[:3] != ["python", "-m", "stages.core.guard"]:
+        raise ConventionError(f"{cmd}: every stage runs under `python -m stages.core.guard`")
+    names, values = words[4::2], words[5::2]
+    return words[3], {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
