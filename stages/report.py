@@ -141,7 +141,9 @@ def late_gain(curve: pd.DataFrame) -> tuple[float, float]:
     return float(final["val_auroc"]), float(final["val_auroc"] - before)
 
 
-def check(summaries: list[dict[str, Any]], twin_curve: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
+def check(
+    summaries: list[dict[str, Any]], twin_curve: pd.DataFrame, margin: float, plateau: float
+) -> list[dict[str, Any]]:
     """The questions that decide whether the comparison means anything, each with its evidence per data set."""
 
     def ask(question: str, meaning: str, kind: str, bound: float) -> dict[str, Any]:
@@ -151,14 +153,14 @@ def check(summaries: list[dict[str, Any]], twin_curve: pd.DataFrame, margin: flo
 
     final, gained = late_gain(twin_curve)
     ended = f"its validation AUROC ended at {final:.3f}, {charts.signed(gained)} in the last quarter of its schedule"
-    finished = {"value": {"difference": gained, "low": None, "high": None}, "verdict": verdict(gained < margin)}
+    finished = {"value": {"difference": gained, "low": None, "high": None}, "verdict": verdict(gained < plateau)}
     above = "the whole interval is above"
     return [
         ask("Is there something to distil?", f"teacher {MINUS} twin: {above} 0", "teacher_minus_twin", 0),
         ask("Did the student learn without a teacher?", f"the twin's AUROC: {above} 0.5; {ended}", "twin", 0.5),
         {
             "question": "Had it finished learning?",
-            "meaning": f"the twin gained less than {margin:g}, the margin, in the last quarter of its schedule",
+            "meaning": f"the twin gained less than {plateau:g} in the last quarter of its schedule",
             "evidence": [finished],
         },
         ask("Does distillation help?", f"distilled {MINUS} twin: {above} 0", "distilled_minus_twin", 0),
@@ -363,7 +365,7 @@ def describe(
         "headline": headline,
         "settings": settings,
         "summaries": summaries,
-        "checks": check(summaries, curves[shown["twin"].id], settings["margin"]),
+        "checks": check(summaries, curves[shown["twin"].id], settings["margin"], settings["plateau"]),
         "columns": columns_of(metrics),
         "results": tabulate(models, metrics, headline),
         "matrix": cross(trios, metrics, cohorts),

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from stages import evaluate
 from stages.core import cells, files, findings, params
 
-SETTINGS = params.Evaluate(replicates=200, confidence=0.95, min_positives=10, margin=0.02)
+SETTINGS = params.Evaluate(replicates=200, confidence=0.95, min_positives=10, margin=0.02, plateau=0.01)
 HEADLINE = params.Headline.model_construct(cohort="joint", student="small", teacher="big", loss="kd", seed=0)
 ALSO = params.AlsoDistill(cohorts=["one"], losses=["kd"])
 LOSSES = {"kd": 0, "other": 0}

@@ -16,7 +16,7 @@ from stages import evaluate, report
 from stages.core import cells, charts, files, findings, params
 
 REPOSITORY = Path(__file__).parent.parent
-SETTINGS = params.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02)
+SETTINGS = params.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02, plateau=0.01)
 HEADLINE = params.Headline.model_construct(
     cohort="joint", student="eeea_net_c2", teacher="resnet18", loss="sigmoid_kd", seed=0
 )
@@ -295,7 +295,7 @@ def test_checks_say_no_where_the_evidence_does() -> None:
     }
     summary = {"dataset": "a", "scores": {"twin": difference(0.4, 0.7)}, "differences": differences}
     curve = pd.DataFrame({"step": [25, 50, 75, 100], "val_auroc": [0.5, 0.6, 0.7, 0.75]})
-    verdicts = [row["evidence"][0]["verdict"] for row in report.check([summary], curve, margin=0.02)]
+    verdicts = [row["evidence"][0]["verdict"] for row in report.check([summary], curve, margin=0.02, plateau=0.01)]
     assert verdicts == ["no", "no", "no", "undefined", "yes"]
 
 

@@ -219,6 +219,7 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     min_positives: Count
     margin: Positive
+    plateau: Positive
 
 
 class Profile(Section):

@@ -1,0 +1,75 @@
+"""dvc.lock belongs to the code and params beside it, and the check that says so can fail."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core import lock
+
+ROOT = Path(__file__).parent.parent
+ENTRIES: dict[str, Any] = {
+    "a": {"cmd": "make a", "outs": [{"path": "data/a", "md5": "1"}]},
+    "b": {"cmd": "make b", "deps": [{"path": "data/a", "md5": "1"}], "outs": [{"path": "data/b", "md5": "2"}]},
+}
+
+
+def check(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the check of a checkout."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    words = ["python", "-m", "stages.core.lock", "check"]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that a clean clone has, without data."""
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for name in ("stages", "reports"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    return tmp_path
+
+
+def test_the_committed_lock_belongs_to_the_committed_code_and_params(checkout: Path) -> None:
+    done = check(checkout)
+    assert done.returncode == 0, done.stdout
+    assert "dvc.lock belongs to this code and these params" in done.stdout
+
+
+def test_a_changed_param_code_file_or_result_is_noticed(checkout: Path) -> None:
+    text = (checkout / "params.yaml").read_text().replace("temperature: 2.0", "temperature: 3.0", 1)
+    (checkout / "params.yaml").write_text(text)
+    with (checkout / "stages/losses/paper.py").open("a") as file:
+        file.write("# edited\n")
+    (checkout / "reports/metrics/padchest.json").write_text("{}\n")
+    done = check(checkout)
+    assert done.returncode == 1
+    for part in ("losses.sigmoid_kd", "stages/losses/paper.py: modified", "reports/metrics/padchest.json: modified"):
+        assert part in done.stdout
+
+
+def test_a_chain_that_does_not_close_is_named() -> None:
+    assert lock.chain_faults(ENTRIES, ["a", "b"]) == []
+    broken = ENTRIES | {"b": ENTRIES["b"] | {"deps": [{"path": "data/a", "md5": "9"}]}}
+    assert lock.chain_faults(broken, ["a", "b"]) == ["b: consumed another data/a than a produced"]
+
+
+def test_a_stage_that_never_ran_and_one_that_is_gone_are_named() -> None:
+    assert lock.chain_faults(ENTRIES, ["a", "c"]) == [
+        "c: never run, not in dvc.lock",
+        "b: no such stage any more, run `make prune`",
+    ]
+
+
+def test_a_trace_ends_at_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "entries", lambda: ENTRIES)
+    lines = lock.trace("data/b")
+    assert [line.split("\n")[0] for line in lines if not line.startswith(" ")] == ["b", "a"]
+    with pytest.raises(ValueError, match=r"no stage in dvc\.lock made data/zzz"):
+        lock.trace("data/zzz")

@@ -1,0 +1,194 @@
+"""Whole runs of the smoke preset: same bytes twice, kills survived, and only what an edit touches runs again.
+
+Slow: `make test` leaves them out. The runs lie in a temporary folder with a cache of their own.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.core import preset
+
+ROOT = Path(__file__).parent.parent
+TIMED = re.compile(r"\.timing\.json$|^reports/(index\.html|report\.md|profile)$")
+CELL = "distill@joint-eeea_net_c2-resnet18-sigmoid_kd-0"
+pytestmark = pytest.mark.slow
+
+
+def dvc(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A DVC command in a run's folder."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(["dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def lay_out(folder: Path, cache: Path) -> Path:
+    """The smoke preset, ready to run."""
+    preset.export(ROOT / "presets/smoke.yaml", folder, repository=ROOT)
+    config = folder / ".dvc/config"
+    config.write_text(preset.CONFIG.format(cache=cache))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests copy it before they change anything."""
+    base = tmp_path_factory.mktemp("smoke")
+    folder = lay_out(base / "run", base / "cache")
+    dvc(folder, "repro")
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the finished run, with its cache, to change."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy, symlinks=True)
+    yield copy
+    shutil.rmtree(copy)
+
+
+def lock(folder: Path) -> dict[str, Any]:
+    """The stages of a run's dvc.lock."""
+    return dict(YAML(typ="safe").load(folder / "dvc.lock")["stages"])
+
+
+def stable(stages: dict[str, Any]) -> dict[str, Any]:
+    """A lock without the hashes of measured times, and of the report that shows them."""
+    return {
+        name: {
+            kind: [item for item in entry.get(kind, []) if not TIMED.search(item["path"])] for kind in ("deps", "outs")
+        }
+        | {"cmd": entry["cmd"], "params": entry.get("params")}
+        for name, entry in stages.items()
+    }
+
+
+def edit(folder: Path, change: Any) -> None:
+    """Change a run's params.yaml."""
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    change(values)
+    yaml.dump(values, folder / "params.yaml")
+
+
+def would_run(folder: Path) -> set[str]:
+    """The stages that a repro would run."""
+    dry = dvc(folder, "repro", "--dry").stdout
+    return set(re.findall(r"^Running stage '(.+)':", dry, re.MULTILINE))
+
+
+def test_two_forced_runs_give_the_same_lock(run: Path) -> None:
+    first = lock(run)
+    dvc(run, "repro", "--force")
+    second = lock(run)
+    assert len(first) > 30
+    assert stable(first) == stable(second)
+
+
+def test_a_second_run_does_nothing(run: Path) -> None:
+    assert would_run(run) == set()
+
+
+def test_an_edited_loss_runs_its_cells_and_what_follows(run: Path) -> None:
+    with (run / "stages/losses/sigmoid_kd.py").open("a") as file:
+        file.write("\n# a comment\n")
+    names = {name.split("@")[0] for name in would_run(run)}
+    cells = {"distill", "distill_also", "predict_distilled", "predict_also"}
+    assert names == cells | {"evaluate", "export", "explain", "report"}
+
+
+def test_a_changed_temperature_runs_the_same_cells(run: Path) -> None:
+    edit(run, lambda v: v["losses"]["sigmoid_kd"].update(temperature=3.0))
+    names = {name.split("@")[0] for name in would_run(run)}
+    assert "distill" in names
+    assert names.isdisjoint({"train_teacher", "soft_label", "train_student", "predict_teacher", "predict_student"})
+
+
+def test_a_new_teacher_leaves_the_twins_alone(run: Path) -> None:
+    edit(run, lambda v: v["teachers"].update(densenet161=dict(v["teachers"]["resnet18"])))
+    names = would_run(run)
+    assert "train_teacher@joint-densenet161" in names
+    assert not any(name.startswith(("train_student", "predict_student")) for name in names)
+    assert "train_teacher@joint-resnet18" not in names
+
+
+def test_a_loss_removed_from_params_is_refused_until_pruned_and_leaves_no_trace(run: Path) -> None:
+    extra = {"alpha": 0.5, "temperature": 2.0, "gamma": 2.0, "weight": 1.0, "reduction": "sum"}
+    edit(run, lambda v: v["losses"].update(paper=extra))
+    dvc(run, "repro")
+    assert "paper" in (run / "reports/report.md").read_text()
+    edit(run, lambda v: v["losses"].pop("paper"))
+    refused = dvc(run, "repro", check=False)
+    assert refused.returncode != 0
+    assert "run `make prune`" in refused.stderr
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    prune = [sys.executable, "-m", "stages.core.lock", "prune"]
+    gone = subprocess.run(prune, cwd=run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "dvc.lock: distill@joint-eeea_net_c2-resnet18-paper-0" in gone
+    assert not list(run.glob("data/models/distilled/**/paper"))
+    dvc(run, "repro")
+    assert not list(run.glob("reports/**/*paper*"))
+    assert not any("-paper-" in name for name in lock(run))
+    assert "`paper`" not in (run / "reports/report.md").read_text()
+
+
+def kill_while(folder: Path, stage: str, is_time: Any) -> None:
+    """Start a forced stage and kill -9 all of it once `is_time()`."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", stage]
+    with subprocess.Popen(
+        words, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not is_time():
+            assert process.poll() is None, f"{stage} ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_training_killed_after_a_checkpoint_goes_on_to_the_same_bytes(run: Path) -> None:
+    before = lock(run)[CELL]["outs"]
+    kill_while(run, CELL, lambda: list(run.glob(".ckpt/*/*/last.pt")))
+    assert not list(run.glob("data/models/distilled/joint/*/*/*/*/weights.safetensors"))
+    done = dvc(run, "repro", "--single-item", "--force", "--no-run-cache", CELL)
+    assert re.search(r"[1-9]\d*/12 ", done.stderr.split("\r")[0]), "it started again from step 0"
+    assert lock(run)[CELL]["outs"] == before
+    assert not list(run.glob(".ckpt/*/*/last.pt"))
+
+
+def test_ingest_killed_half_way_goes_on_to_the_same_bytes(run: Path) -> None:
+    before = lock(run)["ingest@chestxray14"]["outs"]
+    kill_while(run, "ingest@chestxray14", lambda: [p for p in run.glob(".ckpt/ingest-chestxray14/*/*") if p.is_file()])
+    assert not (run / "data/images/chestxray14").exists()
+    dvc(run, "repro", "--single-item", "--force", "--no-run-cache", "ingest@chestxray14")
+    assert lock(run)["ingest@chestxray14"]["outs"] == before
+
+
+def test_params_edited_while_a_stage_trains_fail_it_and_the_lock_stays(run: Path) -> None:
+    before = lock(run)[CELL]
+    edit(run, lambda v: v["train"]["student"].update(lr=0.05))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["dvc", "repro", "--single-item", CELL]
+    with subprocess.Popen(words, cwd=run, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not list(run.glob(".ckpt/*/*/last.pt")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        edit(run, lambda v: v["train"]["student"].update(lr=0.07))
+        _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "changed while it ran: params.yaml:train.student" in errors
+    assert lock(run)[CELL] == before
