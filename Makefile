@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
 
-.PHONY: help setup repro test test-slow lint run audit prune
+.PHONY: help setup repro test test-slow lint run audit prune readme
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,7 +43,10 @@ run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder>
 	@python -m stages.core.preset "$(PRESET)" --root "$(ROOT)"
 
 audit: setup  ## does dvc.lock belong to this checkout; with FILE=..., what the file was made from
-	@python -m stages.core.lock $(if $(FILE),trace $(FILE),check)
+	@python -m stages.core.lock $(if $(FILE),trace "$(FILE)",check)
 
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares
 	@python -m stages.core.lock prune
+
+readme: setup  ## copy the reports' result tables into README.md
+	@python -m stages.core.readme

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
     plugins.load("models", args.student)
     loss = plugins.load("losses", args.loss)
+    if loss.NEEDS != "logits":
+        raise ValueError(f"loss {args.loss} needs the teacher's {loss.NEEDS}; only losses of logits can be distilled")
     terms = partial(loss.terms, settings=loss.Settings.model_validate(given))
     names = ("student", args.cohort, args.student, args.seed)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:

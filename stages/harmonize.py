@@ -74,8 +74,8 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
         rows: needs patient, label_source and official.
         dataset: the name that the patients' hashes start from.
         split: `official`: the owner's test set, and `val_fraction` of the other patients for validation;
-            `patient_random`: `test_fraction` and `val_fraction` of all patients; `patient_hash`: `test_fraction` of all
-            patients, with only the rows that no model labelled, and `val_fraction` of the others.
+            `patient_random`: `test_fraction` of all patients, and `val_fraction` of the others; `patient_hash`: the same,
+            with only those test rows that no model labelled.
         val_fraction: share of patients.
         test_fraction: share of patients.
 
@@ -84,7 +84,8 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
     """
     codes, patients = pd.factorize(rows["patient"])
     if split == "patient_random":
-        shares = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+        train_val = 1 - test_fraction
+        shares = {"train": train_val * (1 - val_fraction), "val": train_val * val_fraction, "test": test_fraction}
         parts = [splits.by_hash("patient_random", dataset, patient, shares) for patient in patients]
         return pd.Series(np.array(parts, dtype=object)[codes], rows.index)
     parts = [splits.validation(dataset, patient, val_fraction) for patient in patients]

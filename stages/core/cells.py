@@ -87,6 +87,9 @@ def require_declared(folder: Path, pattern: str, wanted: set[str]) -> None:
     """
     there = {path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.name.startswith(".")}
     if extra := sorted(there - wanted):
-        raise UndeclaredError(f"{folder} holds what params.yaml does not declare: {', '.join(extra)}; run `make prune`")
+        raise UndeclaredError(
+            f"{folder} holds what params.yaml does not declare: {', '.join(extra)}; run `make prune` (in a preset's run "
+            "`make prune PRESET=<name>`)"
+        )
     if missing := sorted(wanted - there):
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; run `make repro`")

@@ -68,8 +68,8 @@ def _only_writer(name: str) -> Iterator[None]:
     except Timeout:
         process = owner.read_text() if owner.exists() else "unknown"
         raise BusyError(
-            f"process {process} is still making {name} (a killed `dvc repro` leaves its stage running): "
-            "wait for it or end it, then run again"
+            f"process {process} is still making {name} (a killed `dvc repro` leaves its stage running): end it and run "
+            "again, which goes on from its checkpoint"
         ) from None
     try:
         owner.write_text(str(os.getpid()))

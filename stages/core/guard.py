@@ -18,12 +18,14 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stages.core import checkpoints, files, params
 
-SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time
+SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
+MANY_FILES = 1000  # and so are all files of a folder with this many
 UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", "params.yaml", "dvc.yaml", "dvc.lock"}
 
 
@@ -54,14 +56,14 @@ def declaration(address: str) -> Declaration:
 
 def digest(path: Path) -> str:
     """A hash that changes when a file, or anything in a folder, changes."""
-    members: Iterable[Path] = [path]
+    members = [path]
     if path.is_dir():
         members = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     total = hashlib.sha256()
     for file in members:
         try:
             status = file.stat()
-            small = status.st_size <= SMALL_BYTES
+            small = status.st_size <= SMALL_BYTES and len(members) < MANY_FILES
             content = file.read_bytes() if small else f"{status.st_size}:{status.st_mtime_ns}".encode()
         except FileNotFoundError:
             content = b"missing"
@@ -76,11 +78,20 @@ def state(declared: Declaration) -> dict[str, Any]:
     return found | {f"params.yaml:{key}": params.pick(values, key) for key in declared.keys}
 
 
-def _watch(declared: Declaration, root: Path, faults: set[str]) -> None:
-    """Fail as soon as the stage opens a project file that it does not declare."""
+def _has_checkpoint(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.get("checkpoint"))
+
+
+def _watch(declared: Declaration, values: Iterable[Any], root: Path, faults: set[str]) -> None:
+    """Fail as soon as the stage opens a project file that it does not declare.
+
+    A checkpoint that a declared param names may be read: its hash stands beside it in params.yaml.
+    """
     outs = [root / path for path in declared.outs]
     writable = [*outs, *(files.temporary_name(path) for path in outs)]
+    started = [Path(value["checkpoint"]).absolute() for value in values if _has_checkpoint(value)]
     readable = [
+        *started,
         *writable,
         *((root / path).resolve() for path in declared.deps),
         *(root / path for path in declared.deps),
@@ -134,10 +145,12 @@ def run(module: str, argv: list[str]) -> None:
     harness = _project_modules(root)
     declared = declaration(address)
     before = state(declared)
-    fingerprint = hashlib.sha256(json.dumps([address, before], sort_keys=True, default=str).encode()).hexdigest()
+    versions = {name: metadata.version(name) for name in ("numpy", "opencv-python-headless", "timm", "torch")}
+    facts = json.dumps([address, before, versions], sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     os.environ[checkpoints.FINGERPRINT] = fingerprint
     os.environ[params.DECLARED] = " ".join(declared.keys)
-    _watch(declared, root, faults)
+    _watch(declared, before.values(), root, faults)
     importlib.import_module(module).main(argv)
     faults |= _imported(declared, root, harness)
     if faults:

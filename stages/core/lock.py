@@ -7,6 +7,7 @@ files of cells that params.yaml no longer declares; DVC keeps both. `trace` list
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.core import files
+from stages.core import files, params
 
 LOCK = Path("dvc.lock")
-FOLDERS = ("data", "reports")  # what stages write below
 
 Entry = dict[str, Any]
 
@@ -93,49 +93,37 @@ def check() -> list[str]:
     return chain_faults(lock, declared()) + status_faults(json.loads(dvc("status", "--json") or "{}"), producers(lock))
 
 
-def undeclared_files(outs: list[str]) -> list[Path]:
-    """Files below `data` and `reports` that belong to no declared output and that git does not track."""
-    listing = subprocess.run(["git", "ls-files", "-z", *FOLDERS], capture_output=True, text=True, check=False).stdout
-    keep = {Path(name) for name in listing.split("\0") if name}
-    places = {Path(out) for out in outs}
-    found = []
-    for folder in FOLDERS:
-        for path in sorted(Path(folder).rglob("*")):
-            lies_in_out = path in places or any(parent in places for parent in path.parents)
-            if path.is_file() and not lies_in_out and (path not in keep or _made_by_stage(path)):
-                found.append(path)
-    return found
-
-
-def _made_by_stage(path: Path) -> bool:
-    """Whether a tracked file lies where stages write cells, so that git has it only from an earlier run."""
-    return path.parts[0] == "reports" and len(path.parts) > 2
-
-
 def prune() -> list[str]:
-    """Drop lock entries and files of cells that are declared no more; returns what went."""
-    stages = declared()
+    """Drop the lock entries of cells that are declared no more, and what these made; returns what went.
+
+    Nothing else is touched: a file goes only if dvc.lock says that a dropped cell made it and no declared one does.
+    """
+    lock, stages = entries(), declared()
+    gone = [name for name in lock if name not in stages]
+    kept = set(producers({name: entry for name, entry in lock.items() if name in stages}))
+    stale = [Path(out["path"]) for name in gone for out in lock[name].get("outs", []) if out["path"] not in kept]
+    for path in stale:
+        files.remove(path)
+        for parent in list(path.parents)[:-2]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+    if gone:
+        _drop(gone)
+    return [*(f"dvc.lock: {name}" for name in gone), *map(str, stale)]
+
+
+def _drop(names: list[str]) -> None:
+    """Take entries out of dvc.lock, whole or not at all."""
     yaml = YAML()
     yaml.width = 10**6
     with LOCK.open(encoding="utf-8") as file:
         content = yaml.load(file)
-    gone = [name for name in content["stages"] if name not in stages]
-    for name in gone:
+    for name in names:
         del content["stages"][name]
-    if gone:
-        temporary = files.temporary_name(LOCK)
-        with temporary.open("w", encoding="utf-8") as file:
-            yaml.dump(content, file)
-        temporary.replace(LOCK)
-    outs = [line for line in dvc("ls", ".", "--recursive", "--dvc-only").splitlines() if line]
-    wanted = [out["path"] for entry in content["stages"].values() for out in entry.get("outs", [])]
-    stale = undeclared_files([*wanted, *outs])
-    for path in stale:
-        path.unlink()
-        for parent in path.parents:
-            if parent.parts and len(parent.parts) > 1 and parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-    return [*(f"dvc.lock: {name}" for name in gone), *map(str, stale)]
+    temporary = files.temporary_name(LOCK)
+    with temporary.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    temporary.replace(LOCK)
 
 
 def trace(target: str) -> list[str]:
@@ -146,6 +134,7 @@ def trace(target: str) -> list[str]:
     """
     lock = entries()
     made = producers(lock)
+    target = os.path.normpath(target)
 
     def makers(path: str) -> list[str]:
         return sorted(
@@ -183,15 +172,14 @@ def main() -> None:
     commands.add_parser("prune")
     commands.add_parser("trace").add_argument("file")
     args = parser.parse_args()
-    if args.command == "check":
-        faults = check()
-        print("\n".join(faults) or f"dvc.lock belongs to this code and these params: {len(entries())} stages")
-        sys.exit(bool(faults))
     try:
-        lines = prune() if args.command == "prune" else trace(args.file)
-    except ValueError as error:
+        params.parse(params.read())
+        lines = trace(args.file) if args.command == "trace" else prune() if args.command == "prune" else check()
+        whole = f"dvc.lock belongs to this code and these params: {len(entries())} stages"
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
-    print("\n".join(lines) or "nothing to prune")
+    print("\n".join(lines) or {"check": whole, "prune": "nothing to prune", "trace": ""}[args.command])
+    sys.exit(bool(lines) and args.command == "check")
 
 
 if __name__ == "__main__":

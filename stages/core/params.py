@@ -5,11 +5,13 @@ nothing else. The whole file is checked at every call, so that a wrong key stops
 """
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.core import findings, plugins
 
@@ -36,12 +38,22 @@ def _explainer(name: str) -> str:
     return name
 
 
+Item = TypeVar("Item")
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    if len(set(items)) < len(items):
+        raise ValueError("an item stands twice in the list")
+    return items
+
+
 Finding = Annotated[str, BeforeValidator(_known_finding)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Policy = Literal["ones", "zeros", "ignore", "smoothed", "teacher"]
+BlankPolicy = Literal["ones", "zeros", "ignore", "teacher"]
 
 
 class Section(BaseModel):
@@ -104,7 +116,7 @@ class Dataset(Section):
     views: Annotated[list[Literal["PA", "AP", "AP_horizontal", "lateral"]], Field(min_length=1)]
     max_rejected_rows: Share
     max_rejected_images: Share
-    findings: Annotated[list[Finding], Field(min_length=1)]
+    findings: Annotated[list[Finding], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class FindingPolicy(Section):
@@ -114,11 +126,18 @@ class FindingPolicy(Section):
     per_finding: dict[Finding, Policy]
 
 
+class BlankFindingPolicy(Section):
+    """What a not-mentioned label becomes in training; `smoothed` is for uncertain ones."""
+
+    default: BlankPolicy
+    per_finding: dict[Finding, BlankPolicy]
+
+
 class Policies(Section):
     """What an uncertain and a not-mentioned label of a data set become in training."""
 
     uncertain: FindingPolicy
-    blank: FindingPolicy
+    blank: BlankFindingPolicy
 
 
 class Assemble(Section):
@@ -139,7 +158,7 @@ class Ingest(Section):
 class Cohort(Section):
     """What a model trains on."""
 
-    datasets: Annotated[list[str], Field(min_length=1)]
+    datasets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Architecture(Section):
@@ -147,7 +166,7 @@ class Architecture(Section):
 
     pretrained: bool
     checkpoint: str | None
-    checkpoint_sha256: str | None
+    checkpoint_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
     @model_validator(mode="after")
     def _hash_recorded(self) -> "Architecture":
@@ -179,13 +198,19 @@ class Training(Section):
     warmup: Share
     final_lr: Share
     steps: Count
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=2)]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     clip_norm: Positive
     ema_decay: Rate
     bf16: bool
     evaluations: Annotated[int, Field(ge=4)]
     checkpoint_steps: Count
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> "Training":
+        if self.evaluations > self.steps:
+            raise ValueError(f"evaluations must not exceed steps, got {self.evaluations} > {self.steps}")
+        return self
 
 
 class Train(Section):
@@ -198,8 +223,8 @@ class Train(Section):
 class AlsoDistill(Section):
     """Cells beyond the headline cohort, which gets every loss."""
 
-    cohorts: list[str]
-    losses: list[str]
+    cohorts: Annotated[list[str], AfterValidator(_distinct)]
+    losses: Annotated[list[str], AfterValidator(_distinct)]
 
 
 class Headline(Section):
@@ -267,7 +292,7 @@ class Params(Section):
     teachers: dict[Annotated[str, BeforeValidator(_model)], Architecture]
     students: dict[Annotated[str, BeforeValidator(_model)], Architecture]
     losses: dict[str, dict[str, Any]]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
     also_distill: AlsoDistill
     headline: Headline
     views: Views
@@ -290,6 +315,16 @@ class Params(Section):
             member(f"policies.{name}", name, self.policies, "the keys of policies")
         for name in self.phantoms:
             member(f"phantoms.{name}", name, self.datasets, "the keys of datasets")
+            member(
+                f"datasets.{name}.root",
+                self.datasets[name].root if name in self.datasets else None,
+                [f"data/phantom/{name}"],
+                "where its phantom is drawn",
+            )
+        if (self.pixels == "phantom") != (set(self.phantoms) == set(self.datasets)):
+            faults.append(f"pixels: phantom if every data set is in phantoms, else real, got {self.pixels}")
+        if self.pixels == "real" and self.phantoms:
+            faults.append(f"phantoms: must be {{}} with pixels: real, got {', '.join(self.phantoms)}")
         for name, cohort in self.cohorts.items():
             for dataset in cohort.datasets:
                 member(f"cohorts.{name}.datasets", dataset, self.datasets, "the keys of datasets")
@@ -297,6 +332,12 @@ class Params(Section):
             member("also_distill.cohorts", cohort_name, self.cohorts, "the keys of cohorts")
             if cohort_name == self.headline.cohort:
                 faults.append(f"also_distill.cohorts: {cohort_name} is headline.cohort, which has every loss already")
+        for cohort_name in self.cohorts:
+            if cohort_name not in (self.headline.cohort, *self.also_distill.cohorts):
+                faults.append(
+                    f"cohorts.{cohort_name}: must be headline.cohort or in also_distill.cohorts, since its distilled "
+                    "student is explained and reported"
+                )
         for loss in self.also_distill.losses:
             member("also_distill.losses", loss, self.losses, "the keys of losses")
         member("headline.cohort", self.headline.cohort, self.cohorts, "the keys of cohorts")
@@ -365,14 +406,28 @@ def parse(values: Any, file: str = "params.yaml") -> Params:
         faults = params.contradictions()
         if not faults:
             return params
+    raise ParamsError(_message(file, faults))
+
+
+def _message(file: str, faults: list[str]) -> str:
     listed = "\n".join(f"  {fault}" for fault in faults)
-    raise ParamsError(f"{file} has {len(faults)} fault(s):\n{listed}\nEach key is explained by its comment in {file}.")
+    return f"{file} has {len(faults)} fault(s):\n{listed}\nEach key is explained by its comment in params.yaml."
 
 
 def read(file: Path = FILE) -> Any:
-    """The plain values of a params file (YAML 1.2, as DVC reads it)."""
-    with file.open(encoding="utf-8") as stream:
-        return YAML(typ="safe").load(stream)
+    """The plain values of a params file (YAML 1.2, as DVC reads it).
+
+    Raises:
+        ParamsError: the file is no YAML, or empty.
+    """
+    try:
+        with file.open(encoding="utf-8") as stream:
+            values = YAML(typ="safe").load(stream)
+    except YAMLError as error:
+        raise ParamsError(f"{file} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{file} must hold keys, got {values!r}")
+    return values
 
 
 def pick(params: Any, key: str) -> Any:
@@ -406,5 +461,36 @@ def load(*keys: str) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def plugin_faults(params: Params) -> list[str]:
+    """What is wrong with values that only a plug-in knows: settings out of range, findings that a data set lacks."""
+    faults = []
+    for loss, given in params.losses.items():
+        try:
+            plugins.load("losses", loss).Settings.model_validate(given)
+        except ValidationError as error:
+            faults += [f"losses.{loss}.{_reason(item)}" for item in error.errors()]
+    for name, dataset in params.datasets.items():
+        terms = plugins.load("datasets", name).TERMS
+        faults += [
+            f"datasets.{name}.findings: {finding} is never annotated by this data set, which has {', '.join(terms)}"
+            for finding in dataset.findings
+            if finding not in terms
+        ]
+    return faults
+
+
+def check(file: Path = FILE) -> None:
+    """Check a params file with all that plug-ins know of it; imports them, and so torch.
+
+    Raises:
+        ParamsError: with every fault.
+    """
+    if faults := plugin_faults(parse(read(file), str(file))):
+        raise ParamsError(_message(str(file), faults))
+
+
 if __name__ == "__main__":
-    parse(read())
+    try:
+        check()
+    except (ParamsError, FileNotFoundError) as fault:
+        sys.exit(str(fault))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from stages.core import params
 
 NOT_COPIED = ("reports/", "dvc.lock", "params.yaml", "tests/", "benchmarks/", ".github/")
@@ -54,6 +56,7 @@ def export(preset: Path, target: Path, root: str | None = None, repository: Path
     """
     source = (repository or Path()).resolve()
     text = with_root(preset.read_text(encoding="utf-8"), root)
+    params.parse(YAML(typ="safe").load(text), str(preset))
     names = tracked(source)
     for old in [*target.glob("stages/**/*.py"), *target.glob("stages/**/*.csv")]:
         if old.relative_to(target).as_posix() not in names:
@@ -67,7 +70,6 @@ def export(preset: Path, target: Path, root: str | None = None, repository: Path
     (target / ".dvc").mkdir(exist_ok=True)
     (target / ".dvc/config").write_text(CONFIG.format(cache=source / ".dvc/cache"), encoding="utf-8")
     (target / "reports").mkdir(exist_ok=True)
-    params.parse(params.read(target / "params.yaml"), str(preset))
 
 
 def repro(target: Path, *options: str) -> int:
@@ -84,9 +86,12 @@ def main() -> None:
     parser.add_argument("--root", help="folder with your own files, for presets that read them")
     args = parser.parse_args()
     preset = Path("presets") / f"{args.preset}.yaml"
-    if not preset.is_file():
+    if not args.preset or not preset.is_file():
         known = ", ".join(sorted(path.stem for path in Path("presets").glob("*.yaml")))
-        sys.exit(f"no preset {args.preset}: there are {known}")
+        sys.exit(
+            f"name a preset: make run PRESET=<name>, there are {known}"
+            + (f"; got {args.preset}" if args.preset else "")
+        )
     target = Path("runs") / args.preset
     try:
         export(preset, target, args.root or None)

@@ -5,6 +5,7 @@ worker never moves another one's numbers.
 """
 
 import hashlib
+from numbers import Integral
 
 import numpy as np
 
@@ -15,8 +16,17 @@ def integer(*names: str | int) -> int:
     Args:
         names: what the seed is for, from the general to the particular, e.g. ``("distill", "joint", 0)``.
     """
-    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
+    text = "\x1f".join(_plain(name) for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _plain(name: str | int) -> str:
+    """A name with its kind; NumPy's integers and strings count as Python's, so that both derive the same seed."""
+    if isinstance(name, str):
+        return f"str:{name}"
+    if isinstance(name, Integral):
+        return f"int:{int(name)}"
+    raise TypeError(f"seeds derive from strings and integers, got {name!r}")
 
 
 def of(*names: str | int) -> np.random.Generator:

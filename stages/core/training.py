@@ -213,7 +213,7 @@ class Trainer:
         self.scheduler.step_update(progress.step + 1)
         torch.manual_seed(seeds.integer("step", *self.names, progress.step))  # dropout and stochastic depth
         rows, epochs = self._rows(progress.step)
-        numbers = epochs % self.views.count
+        numbers = (epochs % self.views.count).tolist()
         train = self.cohort.train
         films = np.stack(
             [train.view(row, number, self.views, self.seed) for row, number in zip(rows, numbers, strict=True)]

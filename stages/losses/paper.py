@@ -38,7 +38,7 @@ def focal(given: Signals, gamma: float) -> Tensor:
     loss = functional.binary_cross_entropy_with_logits(given.student, given.target, reduction="none")
     chance = torch.sigmoid(given.student)
     miss = given.target * (1 - chance) + (1 - given.target) * chance
-    return masked_mean(miss**gamma * loss, given.annotated)
+    return masked_mean(miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma * loss, given.annotated)
 
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
