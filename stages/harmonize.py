@@ -74,8 +74,8 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
         rows: needs patient, label_source and official.
         dataset: the name that the patients' hashes start from.
         split: `official`: the owner's test set, and `val_fraction` of the other patients for validation;
-            `patient_random`: `test_fraction` of all patients, and `val_fraction` of the others; `patient_hash`: the same,
-            with only those test rows that no model labelled.
+            `patient_random`: `test_fraction` of all patients, and `val_fraction` of the others;
+            `patient_hash`: the same, with only those test rows that no model labelled.
         val_fraction: share of patients.
         test_fraction: share of patients.
 

@@ -88,7 +88,7 @@ def require_declared(folder: Path, pattern: str, wanted: set[str]) -> None:
     there = {path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.name.startswith(".")}
     if extra := sorted(there - wanted):
         raise UndeclaredError(
-            f"{folder} holds what params.yaml does not declare: {', '.join(extra)}; run `make prune` (in a preset's run "
+            f"{folder} holds what params.yaml does not declare: {', '.join(extra)}; run `make prune` (for a preset: "
             "`make prune PRESET=<name>`)"
         )
     if missing := sorted(wanted - there):
