@@ -42,11 +42,11 @@ lint: setup  ## ruff and mypy
 run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder>
 	@python -m stages.core.preset "$(PRESET)" --root "$(ROOT)"
 
-audit: setup  ## does dvc.lock belong to this checkout; with FILE=..., what the file was made from
+audit: setup  ## does dvc.lock belong to this checkout; with FILE=..., what a file was made from
 	@python -m stages.core.lock $(if $(FILE),trace "$(FILE)",check)
 
-prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares
-	@python -m stages.core.lock prune
+prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
+	@$(if $(PRESET),cd runs/$(PRESET) &&) python -m stages.core.lock prune
 
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.core.readme

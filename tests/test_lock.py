@@ -73,3 +73,39 @@ def test_a_trace_ends_at_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split("\n")[0] for line in lines if not line.startswith(" ")] == ["b", "a"]
     with pytest.raises(ValueError, match=r"no stage in dvc\.lock made data/zzz"):
         lock.trace("data/zzz")
+
+
+def test_a_folder_of_another_content_breaks_the_chain() -> None:
+    """The hash of a parent folder is computed from the outputs below it, so that no data is needed."""
+    entries = lock.entries()
+    folders = {
+        dep["path"] for entry in entries.values() for dep in entry.get("deps", []) if dep["md5"].endswith(".dir")
+    }
+    assert {"data/labels", "data/images", "data/predictions", "reports/metrics"} <= folders
+    assert lock.chain_faults(entries, list(entries)) == []
+    evaluate = entries["evaluate@padchest"]["deps"]
+    next(dep for dep in evaluate if dep["path"] == "data/predictions")["md5"] = "0" * 32 + ".dir"
+    assert lock.chain_faults(entries, list(entries)) == [
+        "evaluate@padchest: consumed another data/predictions than the stages that write below it produced"
+    ]
+
+
+def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/mine/film.png", "data/models/old/weights", "data/models/kept/weights", "reports/mine/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    Path("dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n"
+        "  train@old:\n    cmd: x\n    outs:\n    - {path: data/models/old, md5: a.dir}\n"
+        "  train@kept:\n    cmd: x\n    outs:\n    - {path: data/models/kept, md5: b.dir}\n"
+    )
+    monkeypatch.setattr(lock, "declared", lambda: ["train@kept"])
+    assert lock.prune() == ["dvc.lock: train@old", "data/models/old"]
+    assert sorted(path.as_posix() for path in Path().rglob("*") if path.is_file()) == [
+        "data/mine/film.png",
+        "data/models/kept/weights",
+        "dvc.lock",
+        "reports/mine/notes.md",
+    ]
+    assert list(lock.entries()) == ["train@kept"]

@@ -6,6 +6,7 @@ files of cells that params.yaml no longer declares; DVC keeps both. `trace` list
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -57,12 +58,30 @@ def chain_faults(lock: dict[str, Entry], stages: list[str]) -> list[str]:
     made = producers(lock)
     faults = [f"{name}: never run, not in dvc.lock" for name in stages if name not in lock]
     faults += [f"{name}: no such stage any more, run `make prune`" for name in lock if name not in stages]
+    outs = [out for entry in lock.values() for out in entry.get("outs", [])]
     for name, entry in lock.items():
         for dep in entry.get("deps", []):
             producer, md5 = made.get(dep["path"], (None, dep.get("md5")))
             if md5 != dep.get("md5"):
                 faults.append(f"{name}: consumed another {dep['path']} than {producer} produced")
+            below = [out for out in outs if out["path"].startswith(f"{dep['path']}/")]
+            if below and not holds(dep, below):
+                faults.append(f"{name}: consumed another {dep['path']} than the stages that write below it produced")
     return faults
+
+
+def holds(folder: Entry, outs: list[Entry]) -> bool:
+    """Whether a folder that was read is made of these outputs below it.
+
+    DVC's hash of a folder is the MD5 of a JSON list of its files. The files of an output that is itself a folder are
+    not in dvc.lock, so that such folders are compared by number of files and bytes alone.
+    """
+    if any(out["md5"].endswith(".dir") for out in outs):
+        files_and_bytes = (sum(out.get("nfiles", 1) for out in outs), sum(out["size"] for out in outs))
+        return files_and_bytes == (folder["nfiles"], folder["size"])
+    listed = [{"md5": out["md5"], "relpath": out["path"].removeprefix(f"{folder['path']}/")} for out in outs]
+    text = json.dumps(sorted(listed, key=lambda item: item["relpath"]), sort_keys=True)
+    return bool(folder["md5"] == hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir")
 
 
 def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]) -> list[str]:
@@ -70,6 +89,8 @@ def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]
 
     def is_absent(path: str, change: Any) -> bool:
         below = [other for other in made if other == path or other.startswith(f"{path}/")]
+        if path.startswith("reports/"):
+            return False  # git has these
         if change in ("deleted", "not in cache"):
             return bool(below)
         return change == "modified" and path not in made and any(not Path(other).exists() for other in below)

@@ -14,15 +14,15 @@ from ruamel.yaml import YAML
 
 from stages.core import params
 
-NOT_COPIED = ("reports/", "dvc.lock", "params.yaml", "tests/", "benchmarks/", ".github/")
+NEEDED = ("stages", "dvc.yaml", ".dvcignore", ".gitignore")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'
 
 
 def tracked(repository: Path) -> list[str]:
     """The files that a run needs: those that git tracks, and new ones that it does not ignore."""
-    listing = ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--exclude-standard", *NEEDED]
     names = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0")
-    return [name for name in names if name and not name.startswith(NOT_COPIED) and (repository / name).is_file()]
+    return [name for name in names if name and (repository / name).is_file()]
 
 
 def with_root(text: str, root: str | None) -> str:

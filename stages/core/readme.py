@@ -5,6 +5,7 @@ figure in README is typed by hand.
 """
 
 import re
+import sys
 from pathlib import Path
 
 README = Path("README.md")
@@ -33,6 +34,8 @@ def filled(readme: str, sources: dict[str, str]) -> str:
 
 def main() -> None:
     """Read, fill, write."""
+    if missing := [str(path) for path in SOURCES.values() if not path.exists()]:
+        sys.exit(f"no {', '.join(missing)}: run `make repro`, or copy runs/nih_sample/reports/report.md there")
     sources = {name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()}
     README.write_text(filled(README.read_text(encoding="utf-8"), sources), encoding="utf-8")
 
