@@ -1,6 +1,6 @@
 # `make repro` and `make test` need nothing but Python 3.11 or newer, make and git: each sets up .venv first.
 SHELL := /bin/bash
-PYTHON ?= python3
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 # Where pip finds torch, e.g. PyTorch's own index of CPU builds (see pytorch.org): make setup TORCH_INDEX=<address>
 TORCH_INDEX ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

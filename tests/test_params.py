@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.core import params
 
@@ -59,12 +60,38 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet18"]}), "must match"),
         (lambda v: v["also_distill"]["cohorts"].append("joint"), "joint is headline.cohort"),
         (lambda v: v["phantom"]["difficulty"]["size"].update(low=9.0), "low must not exceed high"),
+        (lambda v: v["cohorts"].update(pair={"datasets": ["padchest"]}), "cohorts.pair: must be headline.cohort or in"),
+        (lambda v: v["seeds"].append(0), "seeds: an item stands twice"),
+        (lambda v: v["seeds"].append(-1), "seeds.1: "),
+        (lambda v: v.update(pixels="real"), "pixels: phantom if every data set is in phantoms, else real, got real"),
+        (lambda v: v["datasets"]["padchest"].update(root="/data"), "datasets.padchest.root: must be one of"),
+        (lambda v: v["train"]["teacher"].update(steps=2), "evaluations must not exceed steps, got 8 > 2"),
+        (lambda v: v["policies"]["chexpert"]["blank"].update(default="smoothed"), "policies.chexpert.blank.default"),
     ],
 )
 def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, message: str) -> None:
     change(values)
     with pytest.raises(params.ParamsError, match=message):
         params.parse(values)
+
+
+def test_what_only_a_plug_in_knows_is_checked_before_the_run(values: Any, tmp_path: Path) -> None:
+    values["losses"]["sigmoid_kd"]["alpha"] = 1.5
+    values["losses"]["paper"]["reduction"] = "median"
+    values["datasets"]["chexpert"]["findings"].append("Hernia")
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    with pytest.raises(params.ParamsError) as caught:
+        params.check(tmp_path / "params.yaml")
+    for part in ("3 fault(s)", "losses.sigmoid_kd.alpha: ", "losses.paper.reduction: ", "Hernia is never annotated"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "must hold keys, got None"), ("a: [1", "is no YAML")])
+def test_a_file_that_holds_no_keys_says_so(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(params.ParamsError, match=message):
+        params.read(tmp_path / "params.yaml")
 
 
 def test_a_stage_cannot_read_what_it_does_not_declare(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import networkx
 import pytest
 import wiring
 from dvc.dependency.param import ParamsDependency
@@ -56,6 +57,15 @@ def test_dvc_yaml_declares_exactly_what_the_code_uses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", sorted((wiring.ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_same_holds_for_every_cell_of_a_preset(tmp_path: Path, preset: Path) -> None:
     assert differences(checkout(tmp_path, preset)) == []
+
+
+def test_the_stages_form_one_graph_from_phantom_to_report() -> None:
+    graph = Repo(str(wiring.ROOT)).index.graph  # an edge leads from a stage to what it depends on
+    assert networkx.is_weakly_connected(graph)
+    sources = {stage.addressing.split("@")[0] for stage in graph if graph.out_degree(stage) == 0}
+    ends = {stage.addressing for stage in graph if graph.in_degree(stage) == 0}
+    assert sources == {"phantom", "profile_teacher", "profile_student"}
+    assert ends == {"report"}
 
 
 def lines(entry: Any) -> list[tuple[str, int]]:
