@@ -108,14 +108,10 @@ def target(facts: np.ndarray, finding: str, dataset: str, images: pd.Series, pol
         at = np.flatnonzero(facts == fact)
         if policy != "smoothed":
             values[at] = FIXED[policy]
-        elif kind == "uncertain":
+        else:  # smoothed, which only an uncertain label can be
             low, high = SMOOTHED
             luck = [seeds.unit("smoothed", dataset, image, finding) for image in images.iloc[at]]
             values[at] = low + (high - low) * np.array(luck)
-        else:
-            raise ValueError(
-                f"policies.{dataset}.blank: smoothed is for uncertain labels (params.yaml); choose {', '.join(FIXED)}"
-            )
     return values
 
 

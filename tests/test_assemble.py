@@ -73,7 +73,7 @@ def test_smoothed_labels_are_spread_over_their_interval_by_image_and_finding_alo
 
 
 def test_a_blank_cannot_be_smoothed() -> None:
-    with pytest.raises(ValueError, match=r"policies.chexpert.blank: smoothed is for uncertain labels"):
+    with pytest.raises(ValueError, match="Input should be 'ones', 'zeros', 'ignore' or 'teacher'"):
         target([findings.BLANK], blank="smoothed")
 
 
