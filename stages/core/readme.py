@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 README = Path("README.md")
-SOURCES = {"phantom": Path("reports/report.md")}
+SOURCES = {"phantom": Path("reports/report.md"), "nih_sample": Path("reports/nih_sample.md")}
 
 
 def block(text: str, name: str) -> re.Match[str]:
@@ -35,7 +35,7 @@ def filled(readme: str, sources: dict[str, str]) -> str:
 def main() -> None:
     """Read, fill, write."""
     if missing := [str(path) for path in SOURCES.values() if not path.exists()]:
-        sys.exit(f"no {', '.join(missing)}: run `make repro`")
+        sys.exit(f"no {', '.join(missing)}: run `make repro`, or copy runs/nih_sample/reports/report.md there")
     sources = {name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()}
     README.write_text(filled(README.read_text(encoding="utf-8"), sources), encoding="utf-8")
 
