@@ -20,9 +20,9 @@ from stages.core import archives, files, plugins, raw
 def is_used(name: str, plugin: ModuleType) -> bool:
     """Whether the data set's plug-in reads a file of this name: a table, an archive of images, or an image."""
     base = PurePosixPath(name).name
-    is_table = base.removesuffix(".gz") in plugin.TABLES
+    is_table = base.removesuffix(".gz") in {*plugin.TABLES, *raw.optional_tables(plugin)}
     is_pack = archives.is_archive(base) and any(fnmatch(base, pattern) for pattern in plugin.ARCHIVES)
-    return is_table or is_pack or plugin.image_key(name) is not None
+    return is_table or is_pack or raw.image_key(plugin, name) is not None
 
 
 def require_complete(root: Path, used: list[str], dataset: str, plugin: ModuleType) -> None:

@@ -74,6 +74,7 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
         rows: needs patient, label_source and official.
         dataset: the name that the patients' hashes start from.
         split: `official`: the owner's test set, and `val_fraction` of the other patients for validation;
+            `later_test`: the owner's second test set; its first one validates, all other patients train;
             `patient_random`: `test_fraction` of all patients, and `val_fraction` of the others;
             `patient_hash`: the same, with only those test rows that no model labelled.
         val_fraction: share of patients.
@@ -95,18 +96,22 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
         held_out = [splits.by_hash("test", dataset, patient, shares) == "test" for patient in patients]
         is_test = np.array(held_out)[codes]
         return chosen.mask(is_test, "test").mask(is_test & (rows["label_source"] == "model").to_numpy(), "")
-    _require_official(rows["official"], codes, patients, dataset)
-    return chosen.where(rows["official"] == "train_val", rows["official"])
+    part = rows["official"]
+    _require_official(part, "test" if split == "official" else split, codes, patients, dataset)
+    if split == "later_test":
+        return part.replace({"train_val": "train", "test": "val", "later_test": "test"})
+    return chosen.where(part == "train_val", part.mask(part == "later_test", ""))
 
 
-def _require_official(official: pd.Series, codes: np.ndarray, patients: pd.Index, dataset: str) -> None:
-    is_test = (official == "test").to_numpy()
+def _require_official(official: pd.Series, test: str, codes: np.ndarray, patients: pd.Index, dataset: str) -> None:
+    is_test = (official == test).to_numpy()
     if not is_test.any():
+        others = "patient_random or patient_hash" if test == "test" else "official, or add the files of that set"
         raise ValueError(
-            f"{dataset} has no official split: choose patient_random or patient_hash "
+            f"{dataset} has no {'official split' if test == 'test' else 'later test set'}: choose {others} "
             f"(params.yaml: datasets.{dataset}.split)"
         )
-    both = np.intersect1d(codes[is_test], codes[(official == "train_val").to_numpy()])
+    both = np.intersect1d(codes[is_test], codes[~is_test & (official != "").to_numpy()])
     if both.size:
         raise ValueError(
             f"{dataset}: {both.size} patients are on both sides of the official split, e.g. "
@@ -120,7 +125,10 @@ def reasons(rows: pd.DataFrame, split: pd.Series, views: list[str]) -> tuple[pd.
     reason = reason.mask((reason == "") & (split == "") & (rows["official"] == "") & (rows["label_source"] != "model"),
                          "in no official list")  # fmt: skip
     is_fault = reason != ""
-    reason = reason.mask(~is_fault & ~rows["view"].isin(views), "view " + rows["view"])
+    kept = {*views, "frontal"} if {"PA", "AP"} <= set(views) else set(views)
+    reason = reason.mask(~is_fault & ~rows["view"].isin(kept), "view " + rows["view"])
+    unused = (reason == "") & (split == "")
+    reason = reason.mask(unused & (rows["official"] == "later_test"), "of the later test set, for split: later_test")
     return reason.mask((reason == "") & (split == ""), "labelled by a model, of a test patient"), is_fault
 
 
@@ -224,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
     root = files.input(args.root)
     raw.require_pinned(root, manifest)
-    tables = raw.tables(root, manifest, plugin.TABLES)
+    tables = raw.tables(root, manifest, plugin)
     labels, left_out, report = harmonize(tables, plugin, args.dataset, choices)
     boxes = plugin.boxes(tables) if hasattr(plugin, "boxes") else empty_boxes()
     contracts.check(boxes, contracts.boxes(), f"boxes of {args.dataset}")

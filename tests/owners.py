@@ -36,6 +36,8 @@ PADCHEST_HEADER = [
     "PatientSex_DICOM",
     "Projection",
     "BitsStored_DICOM",
+    "Rows_DICOM",
+    "Columns_DICOM",
     "MethodLabel",
     "Labels",
 ]
@@ -159,9 +161,10 @@ def chexpert_zip(root: Path, train: Sequence[Sequence[Any]], valid: Sequence[Seq
 
 
 def padchest_row(image: str, labels: Any, patient: str = "", source: str = "Physician", view: str = "PA",
-                 sex: str = "M", birth: Any = "1950.0", bits: int = 12) -> list[Any]:  # fmt: skip
+                 sex: str = "M", birth: Any = "1950.0", bits: int = 12,
+                 height: Any = "", width: Any = "") -> list[Any]:  # fmt: skip
     text = labels if isinstance(labels, str) else repr(labels)
-    return [image, "20140915", f"s{image}", patient or image, birth, sex, view, bits, source, text]
+    return [image, "20140915", f"s{image}", patient or image, birth, sex, view, bits, height, width, source, text]
 
 
 def padchest(root: Path, rows: Sequence[Sequence[Any]], images: Mapping[str, bytes] | None = None) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import owners
 import pandas as pd
 import pytest
 
@@ -232,3 +233,49 @@ def test_rows_of_padchest_that_torchxrayvision_lacks_are_its_listed_exclusions()
     assert (len(ours), len(lacked), without_list.sum(), too_young.sum(), len(broken)) == (96287, 1472, 68, 1387, 17)
     hard_coded = inspect.getsource(type(theirs))
     assert all(f'"{image}"' in hard_coded for image in broken["ImageID"])
+
+
+def chexpert_with_later_test(root: Path) -> Path:
+    """CheXpert, and beside its zip the later test set as CheXlocalize ships it: one patient, two views."""
+    valid = [owners.chexpert_row(owners.chexpert_path("valid", 64541), Edema=1)]
+    owners.chexpert_zip(root, [owners.chexpert_row(owners.chexpert_path("train", p)) for p in range(1, 9)], valid)
+    paths = [owners.chexpert_path("test", 64741, view) for view in ("frontal", "lateral")]
+    rows = [[path, *(float(term == "Edema") for term in chexpert.LABELS)] for path in paths]
+    header = ["Path", *chexpert.LABELS]
+    images = {f"CheXpert/{path}": owners.jpeg(owners.film(place)) for place, path in enumerate(paths)}
+    owners.zipped(root / "chexlocalize.zip", images | {"CheXpert/test_labels.csv": owners.table(header, rows)})
+    return root
+
+
+def test_chexperts_later_test_set_tests_and_the_official_one_validates_when_params_say_so(project: Path) -> None:
+    root = chexpert_with_later_test(project / "root")
+    owners.project(project, datasets__chexpert__split="later_test", datasets__chexpert__max_rejected_rows=0.0)
+    labels, report = owners.harmonized("chexpert", root)
+    film = "test/patient64741/study1/view1_frontal.jpg"
+    assert labels["split"].value_counts().to_dict() == {"train": 8, "val": 1, "test": 1}
+    assert labels.loc[film, ["split", "view", "label_source", "Edema", "Effusion"]].tolist() == [
+        "test", "frontal", "physician", 1, 0,
+    ]  # fmt: skip
+    assert labels.loc["valid/patient64541/study1/view1_frontal.jpg", "split"] == "val"
+    assert report["left_out"] == {"view lateral": 1}
+    assert film in owners.ingested("chexpert", root)[0]
+
+
+def test_chexperts_later_test_set_is_left_out_and_counted_otherwise(project: Path) -> None:
+    labels, report = owners.harmonized("chexpert", chexpert_with_later_test(project / "root"))
+    assert not labels.index.str.startswith("test/").any()
+    assert labels.loc["valid/patient64541/study1/view1_frontal.jpg", "split"] == "test"
+    assert report["left_out"] == {"of the later test set, for split: later_test": 1, "view lateral": 1}
+
+
+def test_a_later_test_set_that_is_not_there_is_asked_for(project: Path) -> None:
+    owners.project(project, datasets__chexpert__split="later_test")
+    root = owners.chexpert_zip(project / "root", [owners.chexpert_row(owners.chexpert_path("train", 1))])
+    with pytest.raises(ValueError, match=r"chexpert has no later test set: choose official, or add the files"):
+        owners.harmonized("chexpert", root)
+
+
+def test_padchest_states_the_size_of_every_film() -> None:
+    sizes = padchest.sizes(whole_tables("padchest"))
+    assert len(sizes) == 160_861
+    assert sizes["20536686640136348236148679891455886468_k6ga29.png"] == (1872, 1728)

@@ -15,20 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import dask
 import filelock
 import numpy as np
 import owners
+import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 from owners import film, nih_name, png
 
 from stages import ingest
 from stages.core import archives, checkpoints, files
+from stages.ingest import decoding, duplicates
 
 MAX_PIXELS = 40_000_000
 
 
 def square(content: bytes, bits: int = 16, size_px: int = 32, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    return ingest.to_square(content, bits, size_px, max_pixels)
+    return decoding.to_square(content, decoding.Stated(bits), size_px, max_pixels)
 
 
 def nih_of(root: Path, images: dict[str, bytes]) -> Path:
@@ -63,7 +69,7 @@ def test_16_bit_values_span_the_bits_that_are_stored(bits: int) -> None:
 
 
 def test_a_value_beyond_the_stored_bits_is_rejected() -> None:
-    with pytest.raises(ingest.ImageError, match="a value exceeds the 12 bits stored"):
+    with pytest.raises(decoding.ImageError, match="a value exceeds the 12 bits stored"):
         square(png(np.full((32, 32), 4096, np.uint16)), bits=12)
 
 
@@ -85,13 +91,13 @@ def test_a_palette_image_gives_its_colours_not_its_indices() -> None:
     chunks = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     ]
-    np.testing.assert_array_equal(square(ingest.PNG + b"".join(chunks)), np.where(indices == 1, 250, 10))
+    np.testing.assert_array_equal(square(decoding.PNG + b"".join(chunks)), np.where(indices == 1, 250, 10))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 def test_a_truncated_png_is_rejected_wherever_it_is_cut(share: float) -> None:
     content = png(film(4, 128))
-    with pytest.raises(ingest.ImageError, match="truncated PNG"):
+    with pytest.raises(decoding.ImageError, match="truncated PNG"):
         square(content[: int(len(content) * share)])
     assert square(content).shape == (32, 32)
 
@@ -99,14 +105,14 @@ def test_a_truncated_png_is_rejected_wherever_it_is_cut(share: float) -> None:
 def test_a_png_with_a_flipped_bit_is_rejected() -> None:
     content = bytearray(png(film(5, 128)))
     content[len(content) // 2] ^= 1
-    with pytest.raises(ingest.ImageError, match="damaged PNG"):
+    with pytest.raises(decoding.ImageError, match="damaged PNG"):
         square(bytes(content))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 def test_a_truncated_jpeg_is_rejected_wherever_it_is_cut(share: float) -> None:
     content = owners.jpeg(film(6, 128))
-    with pytest.raises(ingest.ImageError, match="truncated JPEG"):
+    with pytest.raises(decoding.ImageError, match="truncated JPEG"):
         square(content[: int(len(content) * share)])
 
 
@@ -115,8 +121,170 @@ def test_an_image_with_too_many_pixels_is_rejected_before_it_is_decoded(encode: 
     content = encode(film(7, shape=(64, 80)))
     assert square(content, max_pixels=64 * 80).shape == (32, 32)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
-    with pytest.raises(ingest.ImageError, match=r"more pixels than ingest.max_pixels"):
+    with pytest.raises(decoding.ImageError, match=r"more pixels than ingest.max_pixels"):
         square(content, max_pixels=64 * 80 - 1)
+
+
+def dicom(pixels: np.ndarray, **tags: Any) -> bytes:
+    """An uncompressed grey DICOM of these stored values, with more tags or others."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+STORED = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+
+
+def test_a_dicom_without_a_window_spans_its_own_values() -> None:
+    np.testing.assert_array_equal(square(dicom(STORED + 100)), np.round(STORED * (255 / 1023)))
+
+
+def test_a_dicom_is_rescaled_then_windowed() -> None:
+    """Rescaled values are 2 v - 200; the window runs from 100 to 900: PS3.3 C.11.2.1.2, the linear function."""
+    found = square(dicom(STORED, RescaleSlope=2, RescaleIntercept=-200, WindowCenter=500, WindowWidth=801))
+    rescaled = 2.0 * STORED - 200
+    np.testing.assert_allclose(found, np.clip((rescaled - 99.5) / 800, 0, 1) * 255, atol=0.5)
+    assert (found.min(), found.max()) == (0, 255)
+
+
+def test_low_values_of_monochrome1_are_bright() -> None:
+    plain, inverted = (square(dicom(STORED, PhotometricInterpretation=f"MONOCHROME{number}")) for number in (2, 1))
+    np.testing.assert_allclose(inverted, 255.0 - plain, atol=1)
+
+
+def test_a_dicoms_lookup_table_is_applied() -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [1024, 0, 10], STORED.ravel()[::-1].tobytes()
+    found = square(dicom(STORED, VOILUTSequence=[table], WindowCenter=500, WindowWidth=10))
+    np.testing.assert_allclose(found, (1023 - STORED) * (255 / 1023.0), atol=0.5)
+
+
+def test_a_dicoms_values_may_be_signed() -> None:
+    signed = STORED.astype(np.int16) - 500
+    found = square(dicom(signed.view(np.uint16), PixelRepresentation=1, WindowCenter=12, WindowWidth=1024))
+    np.testing.assert_allclose(found, STORED * (255 / 1023), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"NumberOfFrames": 2}, "not one grey frame"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "not one grey frame"),
+        ({"PixelData": b"abcd"}, "pixels cannot be read"),
+        ({"WindowCenter": 3, "WindowWidth": 0}, "pixels cannot be read"),
+        ({"Rows": 60_000, "Columns": 60_000}, "more pixels than ingest.max_pixels"),
+    ],
+)
+def test_a_dicom_that_is_no_film_is_rejected(tags: dict[str, Any], reason: str) -> None:
+    with pytest.raises(decoding.ImageError, match=reason):
+        square(dicom(STORED, **tags))
+
+
+def test_a_dicom_whose_compression_nobody_reads_is_rejected_with_its_name() -> None:
+    content = dicom(STORED)
+    syntax = pydicom.uid.ExplicitVRLittleEndian.encode()
+    other = pydicom.uid.JPEGLosslessSV1.encode()
+    place, length = content.index(syntax), len(syntax) + len(syntax) % 2
+    assert len(other) - length == 2, "the group's length grows by this"
+    grown = content[: place - 2] + struct.pack("<H", len(other)) + other + content[place + length :]
+    with pytest.raises(decoding.ImageError, match="DICOM"):
+        square(grown)
+
+
+def test_a_deflated_dicom_is_not_unpacked(monkeypatch: Any) -> None:
+    monkeypatch.setattr(decoding.pydicom, "dcmread", lambda *_: pytest.fail("was read"))
+    with pytest.raises(decoding.ImageError, match="deflated DICOM"):
+        square(bytes(128) + b"DICM" + bytes(40) + b"1.2.840.10008.1.2.1.99\0")
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom tells of what it misses
+@pytest.mark.parametrize("length", range(132, 2400, 97))
+def test_a_truncated_dicom_is_rejected_wherever_it_is_cut(length: int) -> None:
+    content = dicom(STORED, WindowCenter=500, WindowWidth=900)
+    assert length < len(content)
+    with pytest.raises(decoding.ImageError):
+        square(content[:length])
+
+
+def test_a_dicom_stands_for_the_image_of_its_name(project: Path) -> None:
+    stored = film(1).astype(np.uint16)
+    root = nih_of(project / "root", {nih_name(2): png(film(2))})
+    rows = owners.nih_rows(2)
+    owners.nih(root, rows, {f"images/{nih_name(1)[:-4]}.dcm": dicom(stored)})
+    squares, _ = owners.ingested("chestxray14", root)
+    assert sorted(squares) == [nih_name(1), nih_name(2)]
+    assert np.corrcoef(squares[nih_name(1)].ravel(), square(png(film(1))).ravel())[0, 1] > 0.99
+
+
+def test_a_film_of_another_size_than_its_table_says_is_rejected_until_params_allow_it(project: Path) -> None:
+    sizes = {"a.png": (96, 96), "b.png": (100, 96), "c.png": ("", "")}
+    rows = [owners.padchest_row(name, ["normal"], height=h, width=w) for name, (h, w) in sizes.items()]
+    root = owners.padchest(project / "root", rows)
+    owners.project(project, datasets__padchest__max_rejected_images=0.1)
+    with pytest.raises(ValueError, match=r"1 of 3 images .* b.png in 0.zip: its size is not the one in its table"):
+        owners.ingested("padchest", root)
+    owners.project(project, datasets__padchest__max_rejected_images=0.1, ingest__check_size=False)
+    squares, _ = owners.ingested("padchest", root)
+    assert sorted(squares) == ["a.png", "b.png", "c.png"]
+
+
+def test_a_film_stored_again_smaller_and_brighter_is_a_near_duplicate_and_another_film_is_not(project: Path) -> None:
+    images = films(6)
+    again = cv2.resize(film(2), (80, 80), interpolation=cv2.INTER_AREA)
+    images[nih_name(6)] = png(np.clip(again.astype(int) + 8, 0, 255).astype(np.uint8))
+    _, report = owners.ingested("chestxray14", nih_of(project / "root", images))
+    assert report["near_duplicates"] == [[nih_name(2), nih_name(6)]]
+    assert report["identical"] == []
+
+
+@given(st.integers(0, 10**6), st.integers(0, 7))
+@trials(max_examples=20, deadline=None)
+def test_near_duplicates_are_all_pairs_within_the_distance(seed: int, max_bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (3, 256), dtype=np.uint8).repeat(4, axis=0)
+    for row in bits:
+        row[rng.choice(256, size=rng.integers(0, 8), replace=False)] ^= 1
+    apart = (bits[:, None] != bits[None]).sum(axis=2)
+    expected = [(i, j) for i in range(12) for j in range(i + 1, 12) if apart[i, j] <= max_bits]
+    assert duplicates.near([np.packbits(row).tobytes().hex() for row in bits], max_bits) == expected
+
+
+def test_a_dask_cluster_of_two_workers_writes_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = nih_of(project / "root", films(200) | {nih_name(7): b""})
+    owners.ingested("chestxray14", root)
+    alone = owners.content(Path("data/images")) | owners.content(Path("reports"))
+    owners.forget()
+    monkeypatch.setattr(ingest, "to_square", lambda *_: pytest.fail("this process decoded"))
+    command = [sys.executable, str(Path(__file__).parent / "cluster.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(owners.REPOSITORY)}
+    with subprocess.Popen(command, env=environment, **pipes) as cluster:
+        assert cluster.stdout
+        settings = {"ingest__dask_scheduler": cluster.stdout.readline().strip(), "ingest__size_px": 32}
+        owners.project(project, **settings, ingest__shard_images=5, datasets__chestxray14__max_rejected_images=0.5)
+        owners.ingested("chestxray14", root)
+        cluster.communicate("")
+    assert owners.content(Path("data/images")) | owners.content(Path("reports")) == alone
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = nih_of(project / "root", films(2))
+    monkeypatch.setitem(dask.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
+    owners.project(project, ingest__dask_scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*dask_scheduler"):
+        owners.ingested("chestxray14", root)
 
 
 def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(project: Path) -> None:
@@ -128,7 +296,7 @@ def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(pr
     assert {(found["image"], found["reason"]) for found in report["rejected"]} == {
         (nih_name(3), "zero bytes"),
         (nih_name(5), "truncated PNG"),
-        (nih_name(7), "neither PNG nor JPEG"),
+        (nih_name(7), "neither PNG, JPEG nor DICOM"),
     }
     assert (report["read"], report["written"]) == (10, 7)
     assert set(squares) == set(images) - {nih_name(3), nih_name(5), nih_name(7)}
@@ -284,7 +452,8 @@ def test_a_second_writer_is_refused_by_name_of_the_first(project: Path) -> None:
 
 
 def start(root: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "stages.ingest", "--dataset", "chestxray14", "--root", str(root)]
+    command = [sys.executable, "-c", "from stages import ingest; ingest.main()"]
+    command += ["--dataset", "chestxray14", "--root", str(root)]
     environment = os.environ | {"PYTHONPATH": str(owners.REPOSITORY)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -57,7 +57,7 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
             "headline.teacher: must be one of the keys of teachers",
         ),
         (lambda v: v["cohorts"]["joint"]["datasets"].append("vindr"), "cohorts.joint.datasets: must be one of"),
-        (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet18"]}), "must match"),
+        (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet10t"]}), "must match"),
         (lambda v: v["also_distill"]["cohorts"].append("joint"), "joint is headline.cohort"),
         (lambda v: v["phantom"]["difficulty"]["size"].update(low=9.0), "low must not exceed high"),
         (lambda v: v["cohorts"].update(pair={"datasets": ["padchest"]}), "cohorts.pair: must be headline.cohort or in"),

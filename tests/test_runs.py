@@ -22,7 +22,7 @@ from stages.core import preset
 
 ROOT = Path(__file__).parent.parent
 TIMED = re.compile(r"\.timing\.json$|^reports/(index\.html|report\.md|profile)$")
-CELL = "distill@joint-eeea_net_c2-resnet18-sigmoid_kd-0"
+CELL = "distill@joint-eeea_net_c2-resnet10t-sigmoid_kd-0"
 pytestmark = pytest.mark.slow
 
 
@@ -117,11 +117,11 @@ def test_a_changed_temperature_runs_the_same_cells(run: Path) -> None:
 
 
 def test_a_new_teacher_leaves_the_twins_alone(run: Path) -> None:
-    edit(run, lambda v: v["teachers"].update(densenet161=dict(v["teachers"]["resnet18"])))
+    edit(run, lambda v: v["teachers"].update(densenet161=dict(v["teachers"]["resnet10t"])))
     names = would_run(run)
     assert "train_teacher@joint-densenet161" in names
     assert not any(name.startswith(("train_student", "predict_student")) for name in names)
-    assert "train_teacher@joint-resnet18" not in names
+    assert "train_teacher@joint-resnet10t" not in names
 
 
 def test_a_loss_removed_from_params_is_refused_until_pruned_and_leaves_no_trace(run: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_loss_removed_from_params_is_refused_until_pruned_and_leaves_no_trace(
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     prune = [sys.executable, "-m", "stages.core.lock", "prune"]
     gone = subprocess.run(prune, cwd=run, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "dvc.lock: distill@joint-eeea_net_c2-resnet18-paper-0" in gone
+    assert "dvc.lock: distill@joint-eeea_net_c2-resnet10t-paper-0" in gone
     assert not list(run.glob("data/models/distilled/**/paper"))
     dvc(run, "repro")
     assert not list(run.glob("reports/**/*paper*"))

@@ -110,7 +110,7 @@ class Dataset(Section):
     """Where a data set lies and how it is read."""
 
     root: str
-    split: Literal["official", "patient_random", "patient_hash"]
+    split: Literal["official", "later_test", "patient_random", "patient_hash"]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     views: Annotated[list[Literal["PA", "AP", "AP_horizontal", "lateral"]], Field(min_length=1)]
@@ -153,6 +153,9 @@ class Ingest(Section):
     size_px: Annotated[int, Field(ge=32)]
     shard_images: Count
     max_pixels: Count
+    check_size: bool
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=7)]
+    dask_scheduler: str | None
 
 
 class Cohort(Section):

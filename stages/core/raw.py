@@ -9,7 +9,9 @@ import gzip
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -19,6 +21,7 @@ import pyarrow.csv
 from stages.core import archives
 
 HEADER_ROWS = 1
+DICOM_SUFFIX = ".dcm"
 KINDS = {"text": pa.string(), "number": pa.float64()}
 Tables = Mapping[str, pd.DataFrame]
 
@@ -81,20 +84,38 @@ def locate(root: Path, names: list[str], wanted: str) -> tuple[str, str]:
     return places[0]
 
 
-def tables(root: Path, manifest: Any, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, pd.DataFrame]:
+def image_key(plugin: ModuleType, name: str) -> str | None:
+    """A file's image by the data set's plug-in; `<name>.dcm` is what `<name>.png` or `<name>.jpg` would be."""
+    names = [name]
+    if name.lower().endswith(DICOM_SUFFIX):
+        stem = name[: -len(DICOM_SUFFIX)]
+        names += [f"{stem}.png", f"{stem}.jpg"]
+    return next((key for option in names if (key := plugin.image_key(option)) is not None), None)
+
+
+def optional_tables(plugin: ModuleType) -> dict[str, Mapping[str, str]]:
+    """The tables that a data set's plug-in reads where they are there."""
+    return dict(getattr(plugin, "OPTIONAL_TABLES", {}))
+
+
+def tables(root: Path, manifest: Any, plugin: ModuleType) -> dict[str, pd.DataFrame]:
     """Read the tables of a data set.
 
     Args:
         root: the data set's root.
         manifest: what `download` wrote.
-        wanted: the plug-in's TABLES.
+        plugin: the data set's; tables of its OPTIONAL_TABLES that are not there are left out.
 
     Returns:
         File name -> table, indexed by row number (the header is row 1; a list without header starts at 1), with the
         name of the file and the columns that it had in `attrs`.
     """
     names = [file["name"] for file in manifest["files"]]
-    return {name: table(root, *locate(root, names, name), columns) for name, columns in wanted.items()}
+    found = {name: table(root, *locate(root, names, name), columns) for name, columns in plugin.TABLES.items()}
+    for name, columns in optional_tables(plugin).items():
+        with suppress(FileNotFoundError):
+            found[name] = table(root, *locate(root, names, name), columns)
+    return found
 
 
 def table(root: Path, name: str, member: str, columns: Mapping[str, str]) -> pd.DataFrame:

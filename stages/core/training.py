@@ -5,6 +5,7 @@ on from its checkpoint and ends with the bytes of an undisturbed one.
 """
 
 import math
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.core import files, metrics, models, objectives, seeds
+from stages.core import depthwise, files, metrics, models, objectives, seeds
 from stages.core.images import Images, view
 
 Terms = Callable[[objectives.Signals], dict[str, Tensor]]
@@ -303,6 +304,20 @@ def start_at_prevalence(model: nn.Module, targets: np.ndarray) -> None:
         classifier.bias.copy_(torch.from_numpy(np.log(prevalence / (1 - prevalence))))
 
 
+def require_bf16(wanted: bool, device: torch.device) -> None:
+    """Check that bf16, if wanted, is in the processor: emulated, a step takes some ten times as long.
+
+    Raises:
+        ValueError: it is not.
+    """
+    is_x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    if wanted and is_x86 and not torch.cpu._is_avx512_bf16_supported():
+        raise ValueError(
+            "bf16 must be false on a CPU without bf16 instructions, which takes some ten times as long for a step "
+            "(params.yaml: train.teacher.bf16, train.student.bf16)"
+        )
+
+
 def train(
     cohort: Cohort,
     architecture: str,
@@ -322,9 +337,11 @@ def train(
         The averaged weights, what `load_model` needs to know, and the history.
     """
     device = models.fix(threads)
+    require_bf16(settings.bf16, device)
     size_px = cohort.about["size_px"]
     model = models.build_model(architecture, len(cohort.findings), size_px, start, seeds.integer("init", seed, *names))
     start_at_prevalence(model, cohort.train.targets)
+    depthwise.speed_up(model)
     trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft)
     averaged, history = trainer.fit(checkpoint)
     about = {

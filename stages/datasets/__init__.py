@@ -15,18 +15,24 @@ A file defines
 
 and may define
 
+    OPTIONAL_TABLES           as TABLES: read where they are there
     boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
     bit_depths(tables)        -> {image: stored bits} for 16-bit images
+    sizes(tables)             -> {image: (width, height)} where a table says it
+
+An image may also be a DICOM file: `<name>.dcm` has the key of `<name>.png` or `<name>.jpg`.
 
 `tables` is {file name: DataFrame} of the columns in TABLES, indexed by row number, text never null (a blank is "").
 `harmonize` returns every row of the source, none left out, as a DataFrame indexed by row number:
 
     image, patient, study     keys, text
-    view                      PA, AP, AP_horizontal, lateral, or the source's own word (params choose the views)
+    view                      PA, AP, AP_horizontal, lateral, frontal (PA or AP, not said which), or the source's own
+                              word (params choose the views)
     sex                       M, F, or anything else (nulled and counted)
     age                       years, a number or NaN
     label_source              report (mined), model, or physician
-    official                  train_val, test, or "" where the owner has no split or the row is in neither part
+    official                  train_val, test, later_test (a second test set, for `split: later_test`), or "" where the
+                              owner has no split or the row is in no part
     dropped                   "" or the reason for which the row cannot be used
     <finding>                 int8 facts of core/findings.py, for each key of TERMS
 

@@ -1,5 +1,8 @@
 """CheXpert (Irvin et al., AAAI 2019): 224,316 films, 14 labels mined with their uncertainty; valid.csv read by hand.
 
+The later test set (668 films of 500 patients, read by hand) came with CheXlocalize (Saporta et al., Nature Machine
+Intelligence 2022): test_labels.csv, which says neither sex, age nor projection.
+
 Labels are 1 present, 0 absent, -1 uncertain, blank not mentioned. `No Finding` = 1 says that the film shows no
 pathology, so what is blank is implied to be absent; it says nothing of support devices.
 """
@@ -20,7 +23,8 @@ ACCESS = f"CheXpert needs a registration with Stanford AIMI at {SOURCE}"
 
 TRAIN = "train.csv"
 VALID = "valid.csv"
-ARCHIVES = ("CheXpert-v1.0*.zip",)
+LATER_TEST = "test_labels.csv"
+ARCHIVES = ("CheXpert-v1.0*.zip", "chexlocalize*.zip")
 TERMS = {
     "Atelectasis": ("Atelectasis",),
     "Cardiomegaly": ("Cardiomegaly",),
@@ -39,16 +43,18 @@ TERMS = {
 NORMAL = "No Finding"
 RULES = {NORMAL: "1 makes every pathology that is blank, but not Support Devices, implied absent"}
 NOT_PATHOLOGY = "Support_Devices"
+FRONTAL = "frontal"  # PA or AP, not said which
 AGES = (18, 90)  # adults only; 0 stands for unknown, 90 for 90 and above
 ABOUT = {"Path": "text", "Sex": "text", "Age": "number", "Frontal/Lateral": "text", "AP/PA": "text"}
 LABELS = dict.fromkeys((NORMAL, *(terms[0] for terms in TERMS.values())), "number")
 TABLES = {TRAIN: ABOUT | LABELS, VALID: ABOUT | LABELS}
+OPTIONAL_TABLES = {LATER_TEST: {"Path": "text"} | LABELS}
 CODES = {1.0: findings.PRESENT, 0.0: findings.ABSENT, -1.0: findings.UNCERTAIN}
 
 # the full release's zips hold patient folders directly: "CheXpert-v1.0 batch 2 (train 1)/patient00001/..."
 VIEW = r"view\d+_(?:frontal|lateral)\.jpg"
-PATH = rf"^[^/]*/(?P<part>train|valid)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>{VIEW})$"
-IMAGE = re.compile(rf"(?:.*/)?(?:(train|valid)|[^/]*\(train[^/]*\))/(patient\d+/study\d+/{VIEW})")
+PATH = rf"^(?:[^/]*/)?(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>{VIEW})$"
+IMAGE = re.compile(rf"(?:.*/)?(?:(train|valid|test)|[^/]*\(train[^/]*\))/(patient\d+/study\d+/{VIEW})")
 
 
 def image_key(name: str) -> str | None:
@@ -58,12 +64,17 @@ def image_key(name: str) -> str | None:
 
 
 def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, int], dict[str, int]]:
-    """Rows of train.csv and valid.csv (see `stages.datasets`)."""
+    """Rows of train.csv and valid.csv, and of the later test set if it is there (see `stages.datasets`)."""
     parts = [
         _part(tables[TRAIN], official="train_val", label_source="report"),
         _part(tables[VALID], official="test", label_source="physician"),
     ]
-    terms = {term: int(sum((tables[name][term] == 1).sum() for name in TABLES)) for term in LABELS}
+    if LATER_TEST in tables:
+        later = tables[LATER_TEST].copy()
+        side = np.where(later["Path"].str.endswith("_lateral.jpg"), "Lateral", "Frontal")
+        later["Frontal/Lateral"], later["AP/PA"], later["Sex"], later["Age"] = side, FRONTAL, "", np.nan
+        parts.append(_part(later, official="later_test", label_source="physician"))
+    terms = {term: int(sum((table[term] == 1).sum() for table in tables.values())) for term in LABELS}
     return pd.concat(parts), terms, {}
 
 

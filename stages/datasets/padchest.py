@@ -31,6 +31,8 @@ TABLES = {
         "PatientSex_DICOM": "text",
         "Projection": "text",
         "BitsStored_DICOM": "number",
+        "Rows_DICOM": "number",
+        "Columns_DICOM": "number",
         "MethodLabel": "text",
         "Labels": "text",
     }
@@ -171,6 +173,13 @@ def bit_depths(tables: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     """Bits stored of each image: 12 or 10 of the 16 in its PNG."""
     table = tables[ENTRIES].dropna(subset=["BitsStored_DICOM"])
     return dict(zip(table["ImageID"], table["BitsStored_DICOM"].astype(int), strict=True))
+
+
+def sizes(tables: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]]:
+    """Width and height of each image."""
+    table = tables[ENTRIES].dropna(subset=["Columns_DICOM", "Rows_DICOM"])
+    sides = zip(table["Columns_DICOM"].astype(int), table["Rows_DICOM"].astype(int), strict=True)
+    return dict(zip(table["ImageID"], sides, strict=True))
 
 
 def _mentioned(table: pd.DataFrame, codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:

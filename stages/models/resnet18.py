@@ -1,3 +1,3 @@
-"""ResNet-18 (He et al., arXiv 1512.03385), the teacher of the embedded default."""
+"""ResNet-18 (He et al., arXiv 1512.03385)."""
 
 ID = "resnet18"

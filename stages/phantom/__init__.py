@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     present = truth.imply(shown, layout.names, layout.implied_by)
     public = truth.publish(present, stated, parts, ~rows["is_human"].to_numpy(), layout.silence, phantom.missed,
                            phantom.false_per_true, seeds.of("phantom", "noise", args.dataset, seed))  # fmt: skip
-    table = layout.restate(Said(table, stated, public, parts))
+    table = layout.restate(Said(table, stated, public, parts, phantom.size_px))
     rows = layout.rows(table).assign(image=lambda named: named["image"].map(source.image_key))
     encoded, boxes = draw_films(layout, table, rows, shown, phantom, args.dataset, seed, workers)
     with files.output(f"data/phantom/{args.dataset}") as root:

@@ -44,6 +44,7 @@ class Said:
     stated: np.ndarray
     public: np.ndarray
     parts: np.ndarray  # split of each row
+    size_px: int  # side of the drawn films
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,8 @@ class PadChest(Layout):
             # These columns repeat the labels and would contradict the new ones.
             for column in REPEATED:
                 columns[column][row] = "[]"
-        return said.table.assign(**columns)
+        side = str(said.size_px)
+        return said.table.assign(**columns, Rows_DICOM=side, Columns_DICOM=side)
 
     def _labels(self, old: list[str], shown: set[str], is_test: bool) -> list[str]:
         """A label list that means just what is shown; a test row is certain, so never `unchanged`."""

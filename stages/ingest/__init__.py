@@ -2,20 +2,17 @@
 
 Reads the manifest and the image files that it pins. Writes `data/images/<dataset>/` (index and uint8 shards, in order
 of the image's key) and `reports/labels/<dataset>.images.json` (what was read, rejected and why, which images are
-identical). Stops on a damaged archive, an image that lies in two places, and when more images are rejected than params
-allow. A run that is killed goes on after the last finished chunk.
-
-An image that is no square loses the ends of its longer side (torchxrayvision's centre crop: it keeps the proportions
-that cardiomegaly is read from), then is resized by area. Values of a 16-bit image span the bits that its table says are
-stored.
+identical or nearly so). Stops on a damaged archive, an image that lies in two places, and when more images are rejected
+than params allow. A run that is killed goes on after the last finished chunk. Decoding runs in threads, or on a Dask
+cluster that params name: the main process streams the archives and sends it chunks.
 """
 
 import argparse
 import hashlib
 import json
 import sys
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,20 +25,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from stages.core import archives, checkpoints, files, params, plugins, raw
+from stages.ingest import duplicates
+from stages.ingest.decoding import FULL_BITS, ImageError, Stated, to_square
 
 CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
-FULL_BITS = 16
 MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
 HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG = b"\xff\xd8"
-JPEG_END = b"\xff\xd9"
-JPEG_SCAN = 0xDA
-JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-
-
-class ImageError(ValueError):
-    """An image cannot be used; the message is the reason that the report counts."""
 
 
 @dataclass(frozen=True)
@@ -51,100 +40,19 @@ class Source:
     image: str
     file: str
     content: bytes | None
-    bits: int
+    stated: Stated
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of an image; `sha256` is of its square's pixels, empty if it was rejected."""
+    """What became of an image; `sha256` and `fingerprint` are of its square's pixels, empty if it was rejected."""
 
     image: str
     source: str
     sha256: str
+    fingerprint: str
     reason: str
-
-
-def size_of(content: bytes) -> tuple[int, int]:
-    """Width and height by the header of a PNG or JPEG file that is whole.
-
-    Raises:
-        ImageError: the file is empty, of another format, or cut short.
-    """
-    if not content:
-        raise ImageError("zero bytes")
-    if content.startswith(PNG):
-        return _size_of_png(content)
-    if content.startswith(JPEG):
-        return _size_of_jpeg(content)
-    raise ImageError("neither PNG nor JPEG")
-
-
-def _size_of_png(content: bytes) -> tuple[int, int]:
-    # OpenCV decodes what there is of a cut PNG and says nothing, so each chunk's sum is checked first
-    place, kind = len(PNG), b""
-    while kind != b"IEND":
-        length = int.from_bytes(content[place : place + 4], "big")
-        body = content[place + 4 : place + 8 + length]
-        kind = body[:4]
-        if len(body) < length + 4 or len(content) < place + length + 12:
-            raise ImageError("truncated PNG")
-        if zlib.crc32(body) != int.from_bytes(content[place + 8 + length : place + 12 + length], "big"):
-            raise ImageError("damaged PNG: a chunk's sum is wrong")
-        place += length + 12
-    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-
-
-def _size_of_jpeg(content: bytes) -> tuple[int, int]:
-    place, size = len(JPEG), None
-    while place + 4 <= len(content) and content[place] == 0xFF:
-        kind = content[place + 1]
-        if kind in JPEG_FRAMES:
-            size = (
-                int.from_bytes(content[place + 7 : place + 9], "big"),
-                int.from_bytes(content[place + 5 : place + 7], "big"),
-            )
-        if kind == JPEG_SCAN:
-            break
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    if size is None or content.find(JPEG_END, place) < 0:
-        raise ImageError("truncated JPEG")
-    return size
-
-
-def to_square(content: bytes, bits: int, size_px: int, max_pixels: int) -> np.ndarray:
-    """Decode an image file to an 8-bit grey square.
-
-    Args:
-        content: the file.
-        bits: bits stored in the values of a 16-bit image.
-        size_px: side of the result.
-        max_pixels: larger images are refused before they are decoded.
-
-    Returns:
-        uint8 (size_px, size_px).
-
-    Raises:
-        ImageError: with the reason for which the image cannot be used.
-    """
-    width, height = size_of(content)
-    if width * height > max_pixels:
-        raise ImageError("more pixels than ingest.max_pixels")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ImageError("cannot be decoded")
-    if image.ndim == 3:
-        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2GRAY)  # NIH's RGBA is grey with an opaque alpha
-    side = min(image.shape)
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    image = image[top : top + side, left : left + side]
-    brightest = 2**bits - 1
-    if image.dtype == np.uint16 and image.max() > brightest:
-        raise ImageError(f"a value exceeds the {bits} bits stored")
-    square = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-    if square.dtype == np.uint16:
-        square = np.round(square * (255 / brightest)).astype(np.uint8)
-    return square
 
 
 def decode_chunk(chunk: list[Source], size_px: int, max_pixels: int) -> tuple[list[Record], bytes]:
@@ -155,12 +63,14 @@ def decode_chunk(chunk: list[Source], size_px: int, max_pixels: int) -> tuple[li
         try:
             if source.content is None:
                 raise ImageError(source.reason)
-            square = to_square(source.content, source.bits, size_px, max_pixels).tobytes()
+            square = to_square(source.content, source.stated, size_px, max_pixels)
         except ImageError as error:
-            records.append(Record(source.image, source.file, "", str(error)))
+            records.append(Record(source.image, source.file, "", "", str(error)))
         else:
-            records.append(Record(source.image, source.file, hashlib.sha256(square).hexdigest(), ""))
-            squares.append(square)
+            content = square.tobytes()
+            seen = (hashlib.sha256(content).hexdigest(), duplicates.fingerprint(square))
+            records.append(Record(source.image, source.file, *seen, ""))
+            squares.append(content)
     return records, b"".join(squares)
 
 
@@ -181,7 +91,7 @@ def groups(manifest: Any, plugin: ModuleType) -> list[Group]:
     """The manifest's files that hold images: each archive alone, and the loose image files together."""
     pinned = manifest["files"]
     packed = [[file] for file in pinned if archives.is_archive(file["name"])]
-    loose = [file for file in pinned if plugin.image_key(file["name"]) is not None]
+    loose = [file for file in pinned if raw.image_key(plugin, file["name"]) is not None]
     return [
         Group(hashlib.sha256(json.dumps(of_group).encode()).hexdigest()[:16], tuple(file["name"] for file in of_group))
         for of_group in [*packed, loose]
@@ -196,10 +106,10 @@ class Reader:
         others: names of the members met by the latest `read` that are no image.
     """
 
-    def __init__(self, root: Path, plugin: ModuleType, bits: Mapping[str, int], max_pixels: int) -> None:
+    def __init__(self, root: Path, plugin: ModuleType, stated: dict[str, Stated], max_pixels: int) -> None:
         self.root = root
         self.plugin = plugin
-        self.bits = bits
+        self.stated = stated
         self.others: list[str] = []
         self.max_bytes = max_pixels * MAX_BYTES_PER_PIXEL + HEADER_BYTES
 
@@ -209,7 +119,7 @@ class Reader:
         self.others = []
         for name in names:
             for member in self._members(name):
-                image = self.plugin.image_key(member.name)
+                image = raw.image_key(self.plugin, member.name)
                 if image is None:
                     self.others.append(member.name)
                     continue
@@ -225,9 +135,10 @@ class Reader:
             yield archives.Member(name, path.stat().st_size, path.read_bytes)
 
     def _source(self, image: str, file: str, member: archives.Member) -> Source:
+        stated = self.stated.get(image, Stated())
         if member.size_bytes > self.max_bytes:  # a bomb: it is not read
-            return Source(image, file, None, FULL_BITS, "more bytes than ingest.max_pixels can have")
-        return Source(image, file, member.read(), self.bits.get(image, FULL_BITS))
+            return Source(image, file, None, stated, "more bytes than ingest.max_pixels can have")
+        return Source(image, file, member.read(), stated)
 
 
 def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | archives.ArchiveError]:
@@ -271,16 +182,43 @@ def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, worker
         joblib.delayed(decode_or_raise)(chunk, settings.size_px, settings.max_pixels)
         for chunk in in_chunks(reader.read(group.names, skip=before))
     )
-    done = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2*n_jobs")(tasks)
-    for place, result in enumerate(done, start=len(there)):
-        if isinstance(result, archives.ArchiveError):
-            raise result
-        records, pixels = result
-        name = kept / f"{group.key}_{place:06d}"
-        checkpoints.write(name.with_suffix(".u8"), pixels)
-        checkpoints.write(name.with_suffix(".json"), json.dumps([asdict(record) for record in records]).encode())
-        bar.update(len(records))
+    with workplace(settings.dask_scheduler):
+        done = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2*n_jobs")(tasks)
+        for place, result in enumerate(done, start=len(there)):
+            if isinstance(result, archives.ArchiveError):
+                raise result
+            records, pixels = result
+            name = kept / f"{group.key}_{place:06d}"
+            checkpoints.write(name.with_suffix(".u8"), pixels)
+            checkpoints.write(name.with_suffix(".json"), json.dumps([asdict(record) for record in records]).encode())
+            bar.update(len(records))
     checkpoints.write(complete, json.dumps(sorted(reader.others)).encode())
+
+
+@contextmanager
+def workplace(scheduler: str | None) -> Iterator[None]:
+    """Where joblib runs the tasks of the block: the Dask cluster at this address, or this process's threads.
+
+    Raises:
+        ConnectionError: nobody answers at the address.
+        ImportError: Dask is not installed.
+    """
+    if scheduler is None:
+        yield
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("ingest.dask_scheduler in params.yaml needs Dask: pip install dask distributed") from error
+    try:
+        client = Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {scheduler} (params.yaml: ingest.dask_scheduler): start one with "
+            "`dask scheduler` and `dask worker`, or set null to decode in this process"
+        ) from error
+    with client, joblib.parallel_config(backend="dask", client=client):
+        yield
 
 
 def chunks(kept: Path, group: Group) -> list[Path]:
@@ -304,7 +242,7 @@ def gather(paths: list[Path]) -> pd.DataFrame:
         for record in _records(path):
             rows.append((*asdict(record).values(), path.stem, place))
             place += not record.reason
-    table = pd.DataFrame(rows, columns=["image", "source", "sha256", "reason", "chunk", "place"])
+    table = pd.DataFrame(rows, columns=["image", "source", "sha256", "fingerprint", "reason", "chunk", "place"])
     table = table.sort_values("image", kind="stable").reset_index(drop=True)
     twice = table[table["image"].duplicated(keep=False)]
     if not twice.empty:
@@ -326,10 +264,12 @@ def require_enough(table: pd.DataFrame, dataset: str, limit: float) -> None:
         raise ValueError(f"{dataset} holds no image")
     rejected = table[table["reason"] != ""]
     if len(rejected) > limit * len(table):
+        first = rejected.drop_duplicates("reason")
+        listed = zip(first["reason"], first["image"], first["source"], strict=True)
         raise ValueError(
             f"{dataset}: {len(rejected)} of {len(table)} images are rejected, more than the share {limit:g} "
             f"(params.yaml: datasets.{dataset}.max_rejected_images): {rejected['reason'].value_counts().to_dict()}, "
-            f"e.g. {rejected['image'].iloc[0]} in {rejected['source'].iloc[0]}"
+            f"e.g. {'; '.join(f'{image} in {source}: {reason}' for reason, image, source in listed)}"
         )
 
 
@@ -353,11 +293,23 @@ def write_shards(table: pd.DataFrame, kept: Path, folder: Path, size_px: int, sh
     files.write_table(index, folder / "index.parquet")
 
 
-def summarize(table: pd.DataFrame, dataset: str, others: list[str]) -> dict[str, Any]:
-    """What was read, what was rejected and why, and which images have the same pixels."""
+def stated_of(root: Path, manifest: Any, plugin: ModuleType, check_size: bool) -> dict[str, Stated]:
+    """What the tables say of each image file, for the images of which they say anything."""
+    hooks = {name: getattr(plugin, name) for name in ("bit_depths", "sizes") if hasattr(plugin, name)}
+    tables = raw.tables(root, manifest, plugin) if hooks else {}
+    said = {name: hook(tables) for name, hook in hooks.items()}
+    bits, sizes = said.get("bit_depths", {}), said.get("sizes", {}) if check_size else {}
+    return {image: Stated(bits.get(image, FULL_BITS), sizes.get(image)) for image in {**bits, **sizes}}
+
+
+def summarize(table: pd.DataFrame, dataset: str, others: list[str], max_bits: int) -> dict[str, Any]:
+    """What was read, what was rejected and why, and which images have the same pixels, or nearly."""
     rejected = table[table["reason"] != ""]
     accepted = table[table["reason"] == ""]
     same = accepted[accepted["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)["image"]
+    distinct = accepted.drop_duplicates("sha256")
+    names = distinct["image"].tolist()
+    alike = duplicates.near(distinct["fingerprint"].tolist(), max_bits)
     return {
         "dataset": dataset,
         "read": len(table),
@@ -365,6 +317,7 @@ def summarize(table: pd.DataFrame, dataset: str, others: list[str]) -> dict[str,
         "rejected": rejected[["image", "source", "reason"]].to_dict("records"),
         "rejected_by_reason": {str(key): int(count) for key, count in rejected["reason"].value_counts().items()},
         "identical": sorted(images.tolist() for _, images in same),
+        "near_duplicates": [[names[one], names[other]] for one, other in alike],
         "members_that_are_no_image": others,
     }
 
@@ -380,10 +333,11 @@ def main(argv: list[str] | None = None) -> None:
     manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
     root = files.input(args.root)
     raw.require_pinned(root, manifest)
-    bits = plugin.bit_depths(raw.tables(root, manifest, plugin.TABLES)) if hasattr(plugin, "bit_depths") else {}
-    reader = Reader(root, plugin, bits, settings.max_pixels)
+    stated = stated_of(root, manifest, plugin, settings.check_size)
+    reader = Reader(root, plugin, stated, settings.max_pixels)
     todo = groups(manifest, plugin)
-    facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES, "bits": bits}
+    facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES}
+    facts["stated"] = {image: asdict(about) for image, about in stated.items()}
     with checkpoints.folder(f"ingest-{args.dataset}", **facts, opencv=cv2.__version__) as kept:
         with tqdm(desc=f"ingest {args.dataset}", unit="image", disable=None) as bar:
             for group in todo:
@@ -394,7 +348,7 @@ def main(argv: list[str] | None = None) -> None:
         with files.output(f"data/images/{args.dataset}") as folder:
             write_shards(table, kept, folder, settings.size_px, settings.shard_images)
         with files.output(f"reports/labels/{args.dataset}.images.json") as path:
-            files.write_json(summarize(table, args.dataset, others), path)
+            files.write_json(summarize(table, args.dataset, others, settings.near_duplicate_bits), path)
 
 
 if __name__ == "__main__":
