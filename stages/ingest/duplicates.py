@@ -2,8 +2,8 @@
 
 A film's fingerprint is the sign of the change from each cell of a 17 x 16 grid to its right neighbour ("dHash", Krawetz
 2013): 256 bits that survive rescaling and brightness, not another patient. Two films are near-duplicates when at most
-`max_bits` of them differ. Fingerprints are cut into 8 bands of 32 bits; two that differ in fewer than 8 bits share a
-band, so only films that share one are compared.
+`max_bits` of them differ. Fingerprints are cut into 8 bands of 32 bits; two that differ in `max_bits` bits share at
+least `8 - max_bits` whole bands, so only films that do are compared: the time grows with n log n.
 """
 
 from itertools import combinations
@@ -13,8 +13,8 @@ import numpy as np
 
 GRID = (17, 16)  # width, height of the cells
 BYTES = 32
-BANDS = 8  # so max_bits is at most 7
-CROWD = 500  # films that share a band; more say nothing (empty margins) and are left to the other bands
+BANDS = 8
+MIX = np.random.default_rng(0).integers(1, 2**64, BANDS, dtype=np.uint64) | np.uint64(1)  # of a hash, any will do
 
 
 def fingerprint(square: np.ndarray) -> str:
@@ -26,14 +26,15 @@ def fingerprint(square: np.ndarray) -> str:
 def near(fingerprints: list[str], max_bits: int) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of fingerprints that differ in at most `max_bits` (below 8) bits, sorted."""
     table = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in fingerprints]).reshape(-1, BYTES)
-    bands = table.view(np.uint32).reshape(-1, BANDS)
+    bands = table.view(np.uint32).reshape(-1, BANDS).astype(np.uint64)
     found: set[tuple[int, int]] = set()
-    for band in bands.T:
-        order = np.argsort(band, kind="stable")
-        edges = np.flatnonzero(np.diff(band[order])) + 1
-        for crowd in np.split(order, edges):
-            if 1 < len(crowd) <= CROWD:
-                found |= {(i, j) for i, j in combinations(sorted(crowd.tolist()), 2)}
+    for chosen in combinations(range(BANDS), BANDS - max_bits):
+        key = bands[:, chosen] @ MIX[: len(chosen)]  # two bands with one key are told apart below
+        order = np.argsort(key, kind="stable")
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(key[order])) + 1])
+        sizes = np.diff(starts, append=len(key))
+        for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+            found |= set(combinations(sorted(order[start : start + size].tolist()), 2))
     return sorted(pair for pair in found if _differing(table, *pair) <= max_bits)
 
 
