@@ -43,17 +43,17 @@ def require_unique(rows: pd.DataFrame, dataset: str) -> None:
     """Check that each image has one row.
 
     Raises:
-        ValueError: naming the images, their rows and the remedy.
+        ValueError: naming the images, their files and rows, and the remedy.
     """
     twice = rows[rows["image"].duplicated(keep=False)].sort_values("image", kind="stable")
     if twice.empty:
         return
     listed = []
     for image, same in list(twice.groupby("image", sort=False))[:SHOWN]:
-        agree = (
-            "are identical: delete all but one" if same.duplicated(keep=False).all() else "disagree: keep the right one"
-        )
-        listed.append(f"{image} in rows {', '.join(map(str, same.index))}, which {agree}")
+        is_same = same.drop(columns="file").duplicated(keep=False).all()
+        places = " and ".join(f"{file} row {row}" for row, file in same["file"].items())
+        agree = "are identical: delete all but one" if is_same else "disagree: keep the right one"
+        listed.append(f"{image} in {places}, which {agree}")
     raise ValueError(f"{dataset} has {twice['image'].nunique()} images with several rows: {'; '.join(listed)}")
 
 
@@ -154,6 +154,13 @@ def count_facts(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     return counted
 
 
+def count_together(table: pd.DataFrame, names: list[str]) -> dict[str, dict[str, int]]:
+    """Finding -> finding -> how many films state both as present; of a finding with itself, how many state it."""
+    is_present = (table[names] == findings.PRESENT).to_numpy().astype(np.float32)  # (film, finding), exact below 2^24
+    together = (is_present.T @ is_present).astype(int).tolist()
+    return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, together, strict=True)}
+
+
 def explain_terms(terms: Mapping[str, int], plugin: ModuleType) -> dict[str, dict[str, Any]]:
     """Source term -> its count and what became of it: findings, a rule, or unmapped."""
     explained: dict[str, dict[str, Any]] = {}
@@ -207,6 +214,7 @@ def harmonize(
         "left_out": counts,
         "nulled": nulled,
         "findings": count_facts(table),
+        "together": count_together(table, findings.in_order(set(plugin.TERMS))),
         "terms": explain_terms(terms, plugin),
         "notes": notes,
     }

@@ -1,15 +1,21 @@
 """Facts, splits and refusals of `harmonize` on small tables in the owners' layouts."""
 
+import codecs
+import gzip
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import owners
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from owners import chexpert_path, chexpert_row, nih_name, padchest_row
 
 from stages import harmonize
-from stages.core import contracts, files, findings
+from stages.core import contracts, files, findings, raw
 from stages.datasets import padchest
 
 
@@ -56,14 +62,21 @@ def test_an_unknown_finding_in_the_header_of_chexpert_is_refused(project: Path) 
         ("[__import__('os').mkdir('ran')]", r"row 3: .*is no list of labels"),
         ("['normal'", r"row 3: .*is no list of labels"),
         ("'normal'", r"row 3: .*is no list of labels"),
+        ("[['normal']]", r"row 3: .*is no list of labels"),
+        ("[" * 100_000, r"row 3: .*is no list of labels"),
+        ("-" * 100_000 + "1", r"row 3: .*is no list of labels"),
+        ("[" + "1+" * 50_000 + "1]", r"row 3: .*is no list of labels"),
     ],
+    ids=["unknown term", "call", "not closed", "text", "list in a list", "brackets", "signs", "sum"],
 )
 def test_a_label_list_of_padchest_is_parsed_never_run_and_refused_when_it_is_none(
     project: Path, labels: object, message: str
 ) -> None:
     rows = [padchest_row("a.png", ["normal"]), padchest_row("b.png", labels)]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         owners.harmonized("padchest", owners.padchest(project / "root", rows))
+    assert f"{padchest.ENTRIES} row 3: " in str(caught.value)
+    assert len(str(caught.value)) < 500
     assert not Path("ran").exists()
 
 
@@ -79,7 +92,8 @@ def test_a_label_of_chexpert_that_is_no_code_is_refused_with_its_row(project: Pa
 def test_an_image_with_two_rows_is_refused_with_both_rows(project: Path, second: str, remedy: str) -> None:
     rows = owners.nih_rows()
     rows.append([rows[0][0], second, *rows[0][2:]])
-    with pytest.raises(ValueError, match=rf"{rows[0][0]} in rows 2, 10, which .*{remedy}"):
+    places = rf"{rows[0][0]} in \S*v2020.csv row 2 and \S*v2020.csv row 10"
+    with pytest.raises(ValueError, match=rf"{places}, which .*{remedy}"):
         owners.harmonized("chestxray14", owners.nih(project / "root", rows))
 
 
@@ -248,6 +262,48 @@ def test_a_patients_split_does_not_move_when_other_rows_go(split: str) -> None:
     assert other.to_dict() != whole.to_dict()
 
 
+PATIENTS = st.lists(
+    st.tuples(
+        st.text("abc019_", min_size=1, max_size=5),
+        st.sampled_from(["train_val", "test", "later_test"]),
+        st.lists(st.sampled_from(["report", "physician", "model"]), min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=20,
+    unique_by=lambda patient: patient[0],
+)
+
+
+@pytest.mark.parametrize("split", ["official", "later_test", "patient_random", "patient_hash"])
+@settings(deadline=None)
+@given(patients=PATIENTS, data=st.data())
+def test_a_patients_split_is_the_same_whatever_other_rows_are_there(split: str, patients: Any, data: Any) -> None:
+    """Rows come and go, in any order: of other patients, and of the patient."""
+    held_out = [(f"in the {part} set", part, ["physician"]) for part in ("test", "later_test")]  # so that there is one
+    rows = pd.DataFrame(
+        [(name, part, source) for name, part, sources in (*held_out, *patients) for source in sources],
+        columns=["patient", "official", "label_source"],
+    )
+    others = range(len(held_out), len(rows))
+    kept = data.draw(st.permutations(others))[: data.draw(st.integers(0, len(others)))]
+    fewer = rows.iloc[[*kept, *range(len(held_out))]]
+    whole = harmonize.assign_split(rows, "x", split, 0.3, 0.3)
+    assert harmonize.assign_split(fewer, "x", split, 0.3, 0.3).to_dict() == whole.loc[fewer.index].to_dict()
+    of_patient = whole[whole != ""].groupby(rows["patient"]).nunique()
+    assert set(of_patient) <= {1}
+
+
+def test_films_that_state_two_findings_are_counted_together(project: Path) -> None:
+    rows = owners.nih_rows(4)
+    for row, text in zip(rows, ("Mass|Nodule", "Mass|Nodule|Hernia", "Mass", "No Finding"), strict=True):
+        row[1] = text
+    _, report = owners.harmonized("chestxray14", owners.nih(project / "root", rows))
+    together = report["together"]
+    assert [together["Mass"][name] for name in ("Mass", "Nodule", "Hernia", "Edema")] == [3, 2, 1, 0]
+    assert together["Nodule"]["Mass"] == 2
+    assert list(together) == list(together["Mass"]) == findings.names()[:14]
+
+
 def test_boxes_are_fractions_of_the_frame_with_nih_spelling_mapped(project: Path) -> None:
     boxes = [[nih_name(2), "Mass", 102.4, 204.8, 51.2, 512]]
     owners.harmonized("chestxray14", owners.nih(project / "root", owners.nih_rows(), boxes=boxes))
@@ -279,18 +335,123 @@ def test_windows_line_ends_change_nothing(project: Path) -> None:
     pd.testing.assert_frame_equal(labels, expected)
 
 
-def test_a_table_in_another_encoding_is_refused_with_the_remedy(project: Path) -> None:
-    rows = [padchest_row("a.png", ["normal"], patient="Núñez")]
-    root = owners.padchest(project / "root", rows)
+def test_a_byte_order_mark_of_utf_8_changes_nothing(project: Path) -> None:
+    root = owners.nih(project / "root", owners.nih_rows())
+    expected, _ = owners.harmonized("chestxray14", root)
+    for name in ("Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"):
+        (root / name).write_bytes(codecs.BOM_UTF8 + (root / name).read_bytes())
+    labels, _ = owners.harmonized("chestxray14", root)
+    pd.testing.assert_frame_equal(labels, expected)
+
+
+def test_a_label_list_over_several_lines_is_one_row(project: Path) -> None:
+    rows = [padchest_row("a.png", "['mass',\n 'normal'\n]"), padchest_row("b.png", ["nodule"])]
+    labels, report = owners.harmonized("padchest", owners.padchest(project / "root", rows))
+    assert labels["Mass"].tolist() == [findings.PRESENT, findings.ABSENT]
+    assert labels["Nodule"].tolist() == [findings.ABSENT, findings.PRESENT]
+    assert report["rows"]["read"] == 2
+    rows.append(padchest_row("c.png", ["nodulee"]))
+    with pytest.raises(ValueError, match=r"row 4: unknown finding 'nodulee'"):
+        owners.harmonized("padchest", owners.padchest(project / "root", rows))
+
+
+HEADER = ",".join(owners.PADCHEST_HEADER)
+ROW = "a.png,20140915,s1,p1,1950,M,PA,12,2000,1000,Physician,['normal']"
+
+
+def damaged(*lines: str, encoding: str = "utf-8") -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode(encoding)
+
+
+DAMAGED = {
+    "latin-1": (
+        damaged(HEADER, ROW, ROW.replace("p1", "Núñez"), encoding="latin-1"),
+        r" row 3 column PatientID: .*UTF8 data: save it as UTF-8",
+    ),
+    "UTF-16": (damaged(HEADER, ROW, encoding="utf-16"), r" is UTF-16: save it as UTF-8"),
+    "UTF-16 without a mark": (damaged(HEADER, ROW, encoding="utf-16-le"), r" line 1 has a NUL byte: save it as UTF-8"),
+    "NUL": (damaged(HEADER, ROW, ROW.replace("M", "\0")), r" line 3 has a NUL byte: .*, else fetch it again"),
+    "empty": (b"", r" has no rows: fetch it again"),
+    "blank lines": (b"\n\n", r" has no rows: fetch it again"),
+    "header only": (damaged(HEADER), r" has no rows: fetch it again"),
+    "missing column": (
+        damaged(HEADER.replace("BitsStored_DICOM", "Bits"), ROW),
+        r" has no column BitsStored_DICOM: it has ImageID, ",
+    ),
+    "column twice": (damaged(f"{HEADER},Labels", f"{ROW},['mass']"), r" has column Labels and Labels, .*: leave one"),
+    "too few": (
+        damaged(HEADER, ROW, ROW.replace("PA,", "")),
+        r" row 3: Expected 12 columns, got 11: .*: mend that row, or fetch",
+    ),
+    "too many": (
+        damaged(HEADER, ROW, ROW.replace("PA", "PA,PA")),
+        r" row 3: Expected 12 columns, got 13: .*: mend that row, or fetch",
+    ),
+    "too few in the first row": (
+        damaged(HEADER, ROW.replace("PA,", ""), ROW),
+        r" row 2: Expected 12 columns, got 11: ",
+    ),
+    "open quote": (damaged(HEADER, ROW, ROW.replace("s1", '"s1'), *[ROW] * 9), r" row 3: Expected 12 columns, got 3: "),
+    "text for a number": (
+        damaged(HEADER, ROW, ROW.replace("1950", "old")),
+        r" row 3 column PatientBirth: .*invalid value 'old': mend that row",
+    ),
+    "text for a number behind an unused column": (
+        damaged(f"Extra,{HEADER}", f"0,{ROW}", f"0,{ROW}".replace("12", "x")),
+        r" row 3 column BitsStored_DICOM: .*invalid value 'x': mend that row",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_table_is_refused_with_file_row_and_remedy(project: Path, content: bytes, message: str) -> None:
+    root = owners.padchest(project / "root", [padchest_row("a.png", ["normal"])])
     path = root / padchest.ENTRIES
-    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    with pytest.raises(ValueError, match=r"UTF8.*save it as UTF-8"):
+    path.write_bytes(content)
+    with pytest.raises(raw.TableError, match=re.escape(str(path)) + message) as caught:
+        owners.harmonized("padchest", root)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", r" has no rows"), (b"00000001_000.png\na,b\n", r" row 2: Expected 1 columns, got 2")],
+)
+def test_a_damaged_list_is_refused_with_file_and_row(project: Path, content: bytes, message: str) -> None:
+    root = owners.nih(project / "root", owners.nih_rows())
+    (root / "test_list.txt").write_bytes(content)
+    with pytest.raises(raw.TableError, match=re.escape(str(root / "test_list.txt")) + message):
+        owners.harmonized("chestxray14", root)
+
+
+def test_a_fault_far_down_a_table_is_named_by_its_row(project: Path) -> None:
+    """Far enough that the reader has begun another block."""
+    rows = [padchest_row(f"{number:06d}.png", ["normal"]) for number in range(20_000)]
+    rows[19_000][4] = "old"
+    with pytest.raises(raw.TableError, match=r" row 19002 column PatientBirth"):
+        owners.harmonized("padchest", owners.padchest(project / "root", rows, images={}))
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_a_damaged_gzipped_table_is_refused_with_the_remedy(project: Path, harm: str) -> None:
+    root = owners.padchest(project / "root", [padchest_row("a.png", ["normal"])])
+    path = root / padchest.ENTRIES
+    packed = bytearray(gzip.compress(path.read_bytes()))
+    path.unlink()
+    if harm == "cut":
+        del packed[-20:]
+    else:
+        packed[len(packed) // 2 :] = bytes(len(packed) // 2)
+    path.with_name(f"{path.name}.gz").write_bytes(packed)
+    with pytest.raises(raw.TableError, match=r"csv.gz is damaged or cut short .*: fetch it again"):
         owners.harmonized("padchest", root)
 
 
-def test_a_number_that_is_none_is_refused_with_file_and_value(project: Path) -> None:
-    rows = [chexpert_row(chexpert_path("train", 1), Edema="yes")]  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"train.csv: .*invalid value 'yes'"):
+def test_a_number_that_is_none_is_refused_with_the_tables_place_in_its_archive(project: Path) -> None:
+    rows = [chexpert_row(chexpert_path("train", 1)), chexpert_row(chexpert_path("train", 2), Edema="yes")]  # type: ignore[arg-type]
+    with pytest.raises(
+        raw.TableError, match=r"small.zip!CheXpert-v1.0-small/train.csv row 3 column Edema: .*invalid value 'yes'"
+    ):
         owners.harmonized("chexpert", owners.chexpert_zip(project / "root", rows))
 
 

@@ -4,10 +4,13 @@ A data set's plug-in says in `TABLES` which tables it needs, by file name, and o
 root, in a folder below it, or in a zip archive, gzipped or not) is found here.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +26,9 @@ from stages.core import archives
 HEADER_ROWS = 1
 DICOM_SUFFIX = ".dcm"
 KINDS = {"text": pa.string(), "number": pa.float64()}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+FAULT = re.compile(r"(?:CSV parse error|In CSV column #(?P<column>\d+)): Row #(?P<row>\d+): (?P<what>.*)", re.DOTALL)
+SHOWN = 200  # characters of a fault: a quote that is never closed swallows the rest of a table
 Tables = Mapping[str, pd.DataFrame]
 
 
@@ -122,22 +128,29 @@ def table(root: Path, name: str, member: str, columns: Mapping[str, str]) -> pd.
     """Read one table (see `tables`); a `.txt` list has one column and no header.
 
     Raises:
-        TableError: a column is missing, a number is none, or the text is not UTF-8.
+        TableError: it has no rows, a column is missing or there twice, a row has too few or too many values, a number
+            is none, or the text is not UTF-8.
     """
     label = "!".join(filter(None, (str(root / name), member)))
     content = _content(root / name, member)
+    _require_text(content, label)
     is_list = Path(member or name).name.removesuffix(".gz").endswith(".txt")
     header = list(columns) if is_list else _header(content, label)
     renamed = {}
     for names in columns:
-        present = [option for option in names.split("|") if option in header]
+        present = [option for option in header if option in names.split("|")]
         if not present:
             raise TableError(f"{label} has no column {names.replace('|', ' or ')}: it has {', '.join(header)}")
+        if len(present) > 1:
+            raise TableError(f"{label} has column {' and '.join(present)}, {len(present)} for one: leave one")
         renamed[present[0]] = names.split("|")[0]
     try:
         found = pa.csv.read_csv(
             pa.BufferReader(content),
-            read_options=pa.csv.ReadOptions(column_names=header, skip_rows=0 if is_list else HEADER_ROWS),
+            # a single thread knows the rows that it counts, and is no slower where values may hold newlines
+            read_options=pa.csv.ReadOptions(
+                column_names=header, skip_rows=0 if is_list else HEADER_ROWS, use_threads=False
+            ),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=list(renamed),
@@ -145,13 +158,32 @@ def table(root: Path, name: str, member: str, columns: Mapping[str, str]) -> pd.
             ),
         )
     except pa.ArrowInvalid as error:
-        remedy = "save it as UTF-8" if "UTF8" in str(error) else "fetch it again or mend that row"
-        raise TableError(f"{label}: {error}: {remedy}") from error
+        raise TableError(_fault(label, header, str(error))) from error
     frame: pd.DataFrame = found.to_pandas().rename(columns=renamed)
     first = 1 if is_list else 1 + HEADER_ROWS
     frame.index = pd.RangeIndex(first, first + len(frame))
     frame.attrs = {"file": label, "columns": header}
     return frame
+
+
+def _fault(label: str, header: list[str], message: str) -> str:
+    """What pyarrow says of a table, with the file, the row and the name of the column, and the remedy."""
+    found = FAULT.match(message)
+    remedy = "save it as UTF-8" if "UTF8" in message else "mend that row, or fetch the table again"
+    if not found:
+        return f"{label}: {message[:SHOWN]}: {remedy}"
+    column = f" column {header[int(found['column'])]}" if found["column"] else ""
+    return f"{label} row {found['row']}{column}: {found['what'][:SHOWN]}: {remedy}"
+
+
+def _require_text(content: bytes, label: str) -> None:
+    if not content or content.isspace():
+        raise TableError(f"{label} has no rows: fetch it again")
+    if content.startswith(UTF_16):
+        raise TableError(f"{label} is UTF-16: save it as UTF-8")
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
+        raise TableError(f"{label} line {line} has a NUL byte: save it as UTF-8 if it is UTF-16, else fetch it again")
 
 
 def _content(path: Path, member: str) -> bytes:
@@ -163,8 +195,8 @@ def _content(path: Path, member: str) -> bytes:
     if (member or path.name).endswith(".gz"):
         try:
             return gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise TableError(f"{path} is cut short ({error}): fetch it again") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise TableError(f"{path} is damaged or cut short ({error}): fetch it again") from error
     return content
 
 

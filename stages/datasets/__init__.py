@@ -26,6 +26,7 @@ An image may also be a DICOM file: `<name>.dcm` has the key of `<name>.png` or `
 `harmonize` returns every row of the source, none left out, as a DataFrame indexed by row number:
 
     image, patient, study     keys, text
+    file                      where the row stands, `attrs["file"]` of its table: for messages
     view                      PA, AP, AP_horizontal, lateral, frontal (PA or AP, not said which), or the source's own
                               word (params choose the views)
     sex                       M, F, or anything else (nulled and counted)

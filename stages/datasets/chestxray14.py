@@ -84,6 +84,7 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
     rows = pd.DataFrame(
         {
             "image": entries["Image Index"],
+            "file": entries.attrs["file"],
             "patient": entries["Patient ID"],
             "study": entries["Patient ID"] + "_" + entries["Follow-up #"],
             "view": entries["View Position"],

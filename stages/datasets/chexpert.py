@@ -95,6 +95,7 @@ def _part(table: pd.DataFrame, official: str, label_source: str) -> pd.DataFrame
     rows = pd.DataFrame(
         {
             "image": part + "/" + study + "/" + view,
+            "file": file,
             "patient": patient,
             "study": study,
             "view": table["AP/PA"].where(frontal, "lateral"),

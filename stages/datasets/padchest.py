@@ -154,6 +154,7 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
     rows = pd.DataFrame(
         {
             "image": table["ImageID"],
+            "file": table.attrs["file"],
             "patient": table["PatientID"],
             "study": table["StudyID"],
             "view": table["Projection"].replace(VIEWS),
@@ -193,7 +194,7 @@ def _mentioned(table: pd.DataFrame, codes: np.ndarray, texts: list[str]) -> tupl
         try:
             for term in _terms(text):
                 mentioned[place, columns[term]] += 1
-        except (KeyError, ValueError, SyntaxError) as error:
+        except (KeyError, ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: deep nesting
             row = table.index[int(np.argmax(codes == place))]
             fault = f"unknown finding {error}" if isinstance(error, KeyError) else f"{text[:80]!r} is no list of labels"
             raise ValueError(
