@@ -1,6 +1,6 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what evaluate, profile, explain, export, harmonize, ingest and the training stages wrote under reports/.
+Reads what evaluate, profile, explain, export, describe and the training stages wrote under reports/.
 Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
-from stages.core import cells, charts, files, findings, params
+from stages.core import cells, charts, files, findings, pages, params
 
 MINUS = charts.MINUS
 NAMES = {"teacher": "Teacher", "twin": "Twin", "distilled": "Distilled"}
-FACTS = ("present", "absent", "uncertain", "blank", "implied")
-TERMS_SHOWN = 8
 LATE = 0.75  # the last quarter of a schedule begins here
 
 
@@ -66,15 +63,6 @@ def read_explained(folder: Path, cohorts: list[str]) -> dict[str, Any]:
         picture = base64.b64encode((folder / f"{cohort}_gallery.png").read_bytes()).decode()
         explained[cohort] = files.read_json(folder / f"{cohort}.json") | {"gallery": f"data:image/png;base64,{picture}"}
     return explained
-
-
-def read_labels(folder: Path, datasets: list[str]) -> dict[str, Any]:
-    """Data set -> what harmonize and ingest wrote of it."""
-    kinds = ("terms", "images")
-    cells.require_declared(folder, "*.json", {f"{dataset}.{kind}.json" for dataset in datasets for kind in kinds})
-    return {
-        dataset: {kind: files.read_json(folder / f"{dataset}.{kind}.json") for kind in kinds} for dataset in datasets
-    }
 
 
 def main_mean(measured: dict[str, Any]) -> str:
@@ -297,58 +285,9 @@ def describe_costs(costs: list[dict[str, Any]], headline: Any) -> dict[str, Any]
     }
 
 
-def describe_data(labels: dict[str, Any], datasets: Any, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was read, kept, left out and rejected of each data set, and what its labels state."""
-    rows = []
-    for dataset, written in labels.items():
-        terms, images = written["terms"], written["images"]
-        stated = [terms["findings"][finding]["train"] for finding in datasets[dataset].findings]
-        unmapped = [(term, found["count"]) for term, found in terms["terms"].items() if found["unmapped"]]
-        unmapped.sort(key=lambda item: (-item[1], item[0]))
-        rows.append(
-            {
-                "dataset": dataset,
-                "split": datasets[dataset].split,
-                "images": terms["images"],
-                "patients": terms["patients"],
-                "rows_read": terms["rows"]["read"],
-                "left_out": terms["left_out"],
-                "rejected": images["rejected_by_reason"],
-                "identical": len(images["identical"]),
-                "facts": {fact: sum(counts[fact] for counts in stated) for fact in FACTS},
-                "unmapped": unmapped[:TERMS_SHOWN],
-                "more_unmapped": max(0, len(unmapped) - TERMS_SHOWN),
-                "without_prediction": metrics[dataset]["without_prediction"],
-            }
-        )
-    return rows
-
-
 def order_scores(names: Iterable[str]) -> list[str]:
     """The scores of a map: pointing game and energy first, then IoBB and its thresholds."""
     return sorted(names, key=lambda name: (name != "pointing", name != "energy", len(name) > len("iobb"), name))
-
-
-def render(template: str, context: dict[str, Any], is_html: bool) -> str:
-    """Fill a template; text is escaped for HTML, and a name that the context lacks is an error."""
-    environment = Environment(
-        autoescape=is_html,  # noqa: S701 - Markdown is not escaped
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": charts.number,
-        "signed": charts.signed,
-        "count": lambda value: f"{value:,}",
-        "millions": lambda value: f"{value / 1e6:.2f}",
-        "megabytes": lambda value: f"{value / 1e6:.1f}",
-        "percent": lambda value: f"{100 * value:.1f}%",
-        "words": lambda name: name.replace("_", " "),
-    }
-    environment.globals |= {"between": charts.between, "ordered": order_scores}
-    return environment.from_string(template).render(context)
 
 
 def describe(
@@ -387,13 +326,14 @@ def main(argv: list[str] | None = None) -> None:
     metrics = read_metrics(files.input("reports/metrics"), list(datasets))
     curves = read_curves(files.input("reports/curves"), models)
     costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
-    labels = read_labels(files.input("reports/labels"), list(datasets))
+    labels = files.input("reports/labels.html").read_text(encoding="utf-8")
     context = {
         "title": title,
         "pixels": pixels,
         "phantom": phantom,
-        "data": describe_data(labels, datasets, metrics),
-        "facts": FACTS,
+        "labels": pages.block(labels, "labels").group(1),
+        "style": files.input("stages/page.css").read_text(encoding="utf-8"),
+        "ordered": order_scores,
         "explained": read_explained(files.input("reports/explain"), list(cohorts)),
         "exported": files.read_json(files.input("reports/export/export.json")),
         **describe(models, cohorts, headline, metrics, curves),
@@ -402,9 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     page = files.input("stages/report.html.j2").read_text(encoding="utf-8")
     summary = files.input("stages/report.md.j2").read_text(encoding="utf-8")
     with files.output("reports/index.html") as temporary:
-        temporary.write_text(render(page, context, is_html=True), encoding="utf-8")
+        temporary.write_text(pages.render(page, context, is_html=True), encoding="utf-8")
     with files.output("reports/report.md") as temporary:
-        temporary.write_text(render(summary, context, is_html=False), encoding="utf-8")
+        temporary.write_text(pages.render(summary, context, is_html=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

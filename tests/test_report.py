@@ -90,24 +90,8 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES) -> None:
     for cohort in COHORTS:
         files.write_json(explained(cohort), folder / f"explain/{cohort}.json")
         Image.new("P", (60, 40)).save(folder / f"explain/{cohort}_gallery.png")
-    for dataset, names in DATASETS.items():
-        facts = {"present": 5, "absent": 30, "uncertain": 2, "blank": 3, "implied": 0, "missing": 0}
-        terms = {"Effusion": ("Effusion", None), "<odd> term": ((), None), "unchanged": ((), "rows are left out")}
-        files.write_json(
-            {
-                "dataset": dataset, "rows": {"read": 400, "kept": 380, "rejected": 4},
-                "images": {"train": 40, "val": 20, "test": 300}, "patients": {"train": 30, "val": 10, "test": 150},
-                "left_out": {"view L": 16, "in no official list": 4}, "nulled": {"age": 1, "sex": 0}, "notes": {},
-                "findings": {name: dict.fromkeys(("train", "val", "test"), facts) for name in names},
-                "terms": {term: {"count": 7, "findings": [given] if given else [], "rule": rule,
-                                 "unmapped": not given and rule is None} for term, (given, rule) in terms.items()},
-                "boxes": {"drawn": 20, "of a row left out": 0},
-            },
-            folder / f"labels/{dataset}.terms.json",
-        )  # fmt: skip
-        images = {"dataset": dataset, "read": 363, "written": 360, "identical": [["a", "b"]], "rejected": []}
-        images["rejected_by_reason"] = {"truncated PNG": 3}
-        files.write_json(images, folder / f"labels/{dataset}.images.json")
+    page = "<p>outside</p>\n<!-- labels -->\n<p>What the labels state.</p>\n<!-- /labels -->\n"
+    (folder / "labels.html").write_text(page, encoding="utf-8")
     agreement = {"mean_abs_difference": 1e-6, "max_abs_difference": 5e-6, "rank_correlation": 0.99, "bytes": 5_000_000}
     exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "calibration_films": 64,
                 "logit_spread": 1.5, "fp32": agreement, "int8": agreement}  # fmt: skip
@@ -131,13 +115,12 @@ def explained(cohort: str) -> dict[str, Any]:
     return {"cohort": cohort, "explainer": "grad_cam", "models": {}, "datasets": datasets, "gallery_rows": []}
 
 
-SHAPES = {dataset: SimpleNamespace(findings=names, split="official") for dataset, names in DATASETS.items()}
 NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
 
 
 def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom") -> tuple[Any, ...]:
     """What the stage gets from params."""
-    return *declared(losses), "Distilled <chest> X-ray classifiers", pixels, NOISE, SHAPES
+    return *declared(losses), "Distilled <chest> X-ray classifiers", pixels, NOISE, DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +136,8 @@ def project(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A folder with the stage's inputs and templates, and the params that it loads."""
     shutil.copytree(inputs / "reports", tmp_path / "reports")
     (tmp_path / "stages").mkdir()
-    for template in ("report.html.j2", "report.md.j2"):
-        shutil.copy(REPOSITORY / "stages" / template, tmp_path / "stages")
+    for name in ("page.css", "report.html.j2", "report.md.j2"):
+        shutil.copy(REPOSITORY / "stages" / name, tmp_path / "stages")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(params, "load", lambda *_: loaded())
     return tmp_path
@@ -234,9 +217,14 @@ def test_the_first_screen_says_whether_films_are_drawn(project: Path, monkeypatc
 
 
 def test_what_a_user_typed_is_escaped(project: Path) -> None:
+    assert "Distilled &lt;chest&gt; X-ray" in written(project)[0]
+
+
+def test_the_page_on_labels_is_taken_over_without_its_frame(project: Path) -> None:
     html, _ = written(project)
-    assert "Distilled &lt;chest&gt; X-ray" in html
-    assert "&lt;odd&gt; term (7)" in html
+    assert html.index('id="data"') < html.index("<p>What the labels state.</p>") < html.index('id="limits"')
+    assert "outside" not in html
+    assert "not scored: chestxray14 3, chexpert 3, padchest 3.</p>" in " ".join(html.split())
 
 
 def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:
@@ -276,7 +264,7 @@ def test_a_removed_loss_leaves_no_trace(project: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "missing",
     ["metrics/padchest.json", "curves/twin/joint/eeea_net_c2/0.csv", "profile/student/eeea_net_c2.timing.json",
-     "explain/joint_gallery.png", "labels/chexpert.terms.json", "export/export.json"],
+     "explain/joint_gallery.png", "labels.html", "export/export.json"],
 )  # fmt: skip
 def test_a_missing_part_is_named(project: Path, missing: str) -> None:
     files.remove(project / "reports" / missing)

@@ -126,7 +126,7 @@ def test_an_import_added_to_a_plug_in_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_stages_without_torch_import_none() -> None:
     """Start-up is half a second instead of five."""
-    light = ["phantom", "download", "harmonize", "ingest", "assemble", "evaluate", "report"]
+    light = ["phantom", "download", "harmonize", "ingest", "describe", "assemble", "evaluate", "report"]
     code = "; ".join(f"import stages.{name}" for name in light) + "; import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=wiring.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,6 +1,7 @@
 """Small charts as inline SVG: text stays text, the same numbers give the same bytes, and nothing is loaded.
 
-A panel is 360 units wide, so that its 12-unit text is readable at phone width; a page lays several side by side.
+A panel is 360 units wide, so that its 12-unit text is readable at phone width; a page lays several side by side. A heat
+map is as wide as it needs to be, and scrolls.
 Styles are classes of the page's sheet; who is who is written at the mark as well as coloured.
 """
 
@@ -13,6 +14,8 @@ from markupsafe import Markup, escape
 WIDTH = 360
 MINUS = "\N{MINUS SIGN}"
 UNDEFINED = "\N{EN DASH}"
+STRONG = 0.5  # a share from which a cell is so dark that its text is white
+LEAST = 0.005  # a share that rounds to 1%
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def forest(title: str, bars: Sequence[Bar], limits: tuple[float, float], mark: f
         text = number(bar.value) if mark is None else signed(bar.value)
         ends = "" if bar.low is None else f' <tspan class="tick">{between(bar.low, bar.high, mark is not None)}</tspan>'
         parts.append(f'<text x="{right + 12}" y="{y + 4}">{text}{ends}</text>')
-    return _svg(title, height, parts)
+    return _svg(title, WIDTH, height, parts)
 
 
 def lines(
@@ -132,7 +135,45 @@ def lines(
     ends = [y(line.points[-1][1]) if line.points else top for line in drawn]
     for line, end in zip(drawn, apart(ends, 15, bottom + 6), strict=True):
         parts.append(f'<text class="{line.style}" x="{right + 7}" y="{end + 4:.1f}">{escape(line.label)}</text>')
-    return _svg(title, bottom + 26, parts)
+    return _svg(title, WIDTH, bottom + 26, parts)
+
+
+def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
+    """How often things go together: in row and column, the share of the row's that are also the column's.
+
+    The share is written in the cell as per cent and is its depth of colour; what it is a share of is told on hover.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        labels: of the rows, and of the columns.
+        counts: (row, column) how many are both; on the diagonal, how many the row has.
+    """
+    cell, left, top = 24, 212, 134
+    parts = []
+    for row, label in enumerate(labels):
+        y = top + cell * row
+        whole = counts[row][row]
+        parts.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(label)} ({whole:,})</text>')
+        across = left + cell * row + 15
+        place = f'x="{across}" y="{top - 7}" transform="rotate(-55 {across} {top - 7})"'
+        parts.append(f"<text {place}>{escape(label)}</text>")
+        for column, other in enumerate(labels):
+            x, both = left + cell * column, counts[row][column]
+            at = f'x="{x}" y="{y}" width="{cell}" height="{cell}"'
+            if column == row or not whole:
+                parts.append(f'<rect class="self" {at}/>')
+                continue
+            share = both / whole
+            told = f"{both:,} of {whole:,} with {label} also have {other}: {percent(share)}"
+            parts.append(f'<rect {at} fill-opacity="{share:.3f}"><title>{escape(told)}</title></rect>')
+            if both:
+                style = "on" if share > STRONG else "tick"
+                text = f"{100 * share:.0f}" if share >= LEAST else "&lt;1"
+                parts.append(
+                    f'<text class="{style}" x="{x + cell / 2:g}" y="{y + 16}" text-anchor="middle">{text}</text>'
+                )
+    side = cell * len(labels)
+    return _svg(title, left + side + 56, top + side + 2, parts, style="heat")
 
 
 def apart(places: Sequence[float], gap: float, limit: float) -> list[float]:
@@ -153,6 +194,11 @@ def number(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.3f}"
 
 
+def percent(value: float | None) -> str:
+    """A share as per cent, one decimal."""
+    return UNDEFINED if value is None else f"{100 * value:.1f}%"
+
+
 def signed(value: float | None) -> str:
     """A difference, three decimals, with its sign unless it rounds to 0."""
     if value is None:
@@ -167,8 +213,11 @@ def between(low: float | None, high: float | None, is_difference: bool = False) 
     return "" if low is None or high is None else f"{text(low)} to {text(high)}"
 
 
-def _svg(title: str, height: int, parts: Sequence[str]) -> Markup:
+def _svg(title: str, width: int, height: int, parts: Sequence[str], style: str = "") -> Markup:
     body = "\n".join(parts)
+    shape = f'viewBox="0 0 {width} {height}"'
+    if style:  # drawn at its own size, not at its panel's
+        shape = f'class="{style}" style="width:{width}px" {shape}'
     return Markup(  # noqa: S704 - built above from numbers and escaped text
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">\n{body}\n</svg>'
+        f'<svg {shape} role="img" aria-label="{escape(title)}">\n{body}\n</svg>'
     )

@@ -4,31 +4,20 @@ A block between `<!-- NAME -->` and `<!-- /NAME -->` comes from the `results` bl
 figure in README is typed by hand.
 """
 
-import re
 import sys
 from pathlib import Path
+
+from stages.core import pages
 
 README = Path("README.md")
 SOURCES = {"phantom": Path("reports/report.md"), "nih_sample": Path("reports/nih_sample.md")}
 
 
-def block(text: str, name: str) -> re.Match[str]:
-    """The lines between a name's markers.
-
-    Raises:
-        ValueError: the markers are not there.
-    """
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
-    if found is None:
-        raise ValueError(f"no block <!-- {name} --> ... <!-- /{name} -->")
-    return found
-
-
 def filled(readme: str, sources: dict[str, str]) -> str:
     """README with each block replaced by the `results` block of its report."""
     for name, report in sources.items():
-        start, end = block(readme, name).span(1)
-        readme = readme[:start] + block(report, "results").group(1) + readme[end:]
+        start, end = pages.block(readme, name).span(1)
+        readme = readme[:start] + pages.block(report, "results").group(1) + readme[end:]
     return readme
 
 
