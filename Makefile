@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
 
-.PHONY: help setup repro test test-slow lint run audit prune readme
+.PHONY: help setup repro test test-slow lint run audit prune readme parity
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,3 +50,6 @@ prune: setup  ## drop files and lock entries of cells that params.yaml no longer
 
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.core.readme
+
+parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
+	@python tests/parity.py

@@ -1,14 +1,12 @@
 """The label maps against the three whole real tables, which the torchxrayvision package carries."""
 
-import importlib.util
 import inspect
-from functools import cache
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import owners
 import pandas as pd
+import parity
 import pytest
 
 from stages import harmonize
@@ -20,76 +18,20 @@ NIH_POSITIVES = {
     "Emphysema": 2516, "Fibrosis": 1686, "Hernia": 227, "Infiltration": 19894, "Mass": 5782, "Nodule": 6331,
     "Pleural_Thickening": 3385, "Pneumonia": 1431, "Pneumothorax": 5302,
 }  # fmt: skip
-# PadChest rows that torchxrayvision's substrings call a finding and whole terms do not, by the terms at fault
-SUBSTRING_ONLY = {
-    "Effusion": (("pericardial effusion",), 18),
-    "Emphysema": (("subcutaneous emphysema",), 75),
-    "Hilar_Enlargement": (("calcified adenopathy", "calcified mediastinal adenopathy"), 371),
-    "Mass": (("mediastinal mass", "soft tissue mass", "breast mass", "pleural mass"), 243),
-    "Nodule": (("pseudonodule",), 1339),
-}
-# and rows that only the label tree calls one
-TREE_ONLY = {
-    "Effusion": (("hydropneumothorax", "empyema"), 15),
-    "Infiltration": (("miliary opacities",), 42),
-    "Support_Devices": (tuple(set(padchest.TERMS["Support_Devices"])), 2784),
-}
-PEDIATRIC_YEAR = 2009  # torchxrayvision keeps who was over 10 in 2019
-
-
-def package_data() -> Path:
-    """Where torchxrayvision keeps its tables, found without importing it."""
-    spec = importlib.util.find_spec("torchxrayvision")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "data"
-
-
-def whole_tables(name: str) -> dict[str, pd.DataFrame]:
-    """The real tables of a data set; those that the package lacks are made up: NIH's lists, CheXpert's valid.csv."""
-    plugin, folder = plugins.load("datasets", name), package_data()
-    if name == "chexpert":
-        train = raw.table(folder, "chexpert_train.csv.gz", "", plugin.TABLES["train.csv"])
-        valid = train.head(1).assign(Path="CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg")
-        valid.attrs = train.attrs
-        return {"train.csv": train, "valid.csv": valid}
-    tables = {
-        file: raw.table(folder, f"{file}.gz", "", columns)
-        for file, columns in plugin.TABLES.items()
-        if not file.endswith(".txt")
-    }
-    if name == "chestxray14":
-        entries = tables[plugin.ENTRIES]
-        is_test = entries["Patient ID"].str.endswith("0")
-        for file, chosen in ((plugin.TEST, is_test), (plugin.TRAIN_VAL, ~is_test)):
-            tables[file] = entries.loc[chosen, ["Image Index"]]
-    return tables
-
-
-@pytest.fixture(scope="module")
-def sources() -> dict[str, Any]:
-    """Rows and terms of each whole data set, as its plug-in gives them."""
-    found = {}
-    for name in ("chestxray14", "chexpert", "padchest"):
-        rows, terms, _ = plugins.load("datasets", name).harmonize(whole_tables(name))
-        found[name] = (rows, terms)
-    return found
-
-
-@cache
-def reference(name: str) -> Any:
-    """A data set class of torchxrayvision on its own table."""
-    import torchxrayvision
-
-    return getattr(torchxrayvision.datasets, name)(imgpath=".", views=["PA", "AP"], unique_patients=False)
+# torchxrayvision's positives of PadChest that are none here, and ours that are none there
+PADCHEST_DIFFERENCES = {
+    "Effusion": (18, 15), "Emphysema": (75, 0), "Hilar_Enlargement": (371, 0), "Infiltration": (0, 42),
+    "Mass": (243, 0), "Nodule": (1339, 0), "Support_Devices": (0, 2784),
+}  # fmt: skip
+imports_torchxrayvision = pytest.mark.filterwarnings("ignore")
 
 
 def counts(rows: pd.DataFrame, finding: str) -> dict[int, int]:
     return {int(fact): int(count) for fact, count in rows[finding].value_counts().items()}
 
 
-def test_every_positive_of_the_whole_nih_table_is_counted(sources: dict[str, Any]) -> None:
-    rows, _ = sources["chestxray14"]
+def test_every_positive_of_the_whole_nih_table_is_counted() -> None:
+    rows, _ = parity.source("chestxray14")
     assert len(rows) == 112120
     assert rows["patient"].nunique() == 30805
     assert rows["view"].value_counts().to_dict() == {"PA": 67310, "AP": 44810}
@@ -98,7 +40,7 @@ def test_every_positive_of_the_whole_nih_table_is_counted(sources: dict[str, Any
 
 
 def test_the_boxes_of_nih_are_984_on_880_images() -> None:
-    boxes = chestxray14.boxes(whole_tables("chestxray14"))
+    boxes = chestxray14.boxes(parity.whole_tables("chestxray14"))
     contracts.check(boxes, contracts.boxes(), "boxes")
     assert boxes["image"].nunique() == 880
     assert boxes["finding"].value_counts().to_dict() == {
@@ -107,8 +49,8 @@ def test_the_boxes_of_nih_are_984_on_880_images() -> None:
     }  # fmt: skip
 
 
-def test_implied_negatives_of_the_whole_chexpert_table_add_up(sources: dict[str, Any]) -> None:
-    rows, _ = sources["chexpert"]
+def test_implied_negatives_of_the_whole_chexpert_table_add_up() -> None:
+    rows, _ = parity.source("chexpert")
     frontal = rows[(rows["official"] == "train_val") & (rows["view"] != "lateral")]
     atelectasis = counts(frontal, "Atelectasis")
     assert (atelectasis[findings.PRESENT], atelectasis[findings.ABSENT]) == (29720, 1025)
@@ -121,23 +63,21 @@ def test_implied_negatives_of_the_whole_chexpert_table_add_up(sources: dict[str,
     assert findings.IMPLIED not in counts(rows, "Support_Devices")
 
 
-def test_rows_of_chexpert_are_dropped_by_name(sources: dict[str, Any]) -> None:
-    rows, _ = sources["chexpert"]
+def test_rows_of_chexpert_are_dropped_by_name() -> None:
+    rows, _ = parity.source("chexpert")
     assert rows["dropped"].value_counts().to_dict() == {"": 223398, "called Frontal but LL or RL": 17}
 
 
-def test_each_of_the_194_strings_of_padchest_has_a_finding_a_rule_or_is_listed_as_unmapped(
-    sources: dict[str, Any],
-) -> None:
-    _, terms = sources["padchest"]
+def test_each_of_the_194_strings_of_padchest_has_a_finding_a_rule_or_is_listed_as_unmapped() -> None:
+    _, terms = parity.source("padchest")
     explained = harmonize.explain_terms(terms, padchest)
     assert len(explained) == 194
     assert {term for term, found in explained.items() if found["unmapped"]} == set(padchest.UNMAPPED)
     assert (terms[""], terms["copd signs"], terms["cardiomegaly"], terms["unchanged"]) == (3041, 23280, 15028, 14349)
 
 
-def test_rows_of_padchest_are_dropped_by_named_rules(sources: dict[str, Any]) -> None:
-    rows, _ = sources["padchest"]
+def test_rows_of_padchest_are_dropped_by_named_rules() -> None:
+    rows, _ = parity.source("padchest")
     assert rows["dropped"].value_counts().to_dict() == {
         "": 160861 - 1312 - 777 - 412 - 103,
         "marked `exclude`": 1312,
@@ -148,7 +88,7 @@ def test_rows_of_padchest_are_dropped_by_named_rules(sources: dict[str, Any]) ->
 
 
 def test_stored_bits_of_padchest_are_12_or_10() -> None:
-    bits = pd.Series(padchest.bit_depths(whole_tables("padchest")))
+    bits = pd.Series(padchest.bit_depths(parity.whole_tables("padchest")))
     assert bits.value_counts().to_dict() == {12: 144051, 10: 16810}
 
 
@@ -182,57 +122,55 @@ def test_the_key_of_a_chexpert_image_is_its_path_below_the_release(name: str, ke
     assert chexpert.image_key(name) == key
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["chestxray14", "chexpert"])
-def test_labels_equal_those_of_torchxrayvision(name: str, sources: dict[str, Any]) -> None:
-    theirs = reference({"chestxray14": "NIH_Dataset", "chexpert": "CheX_Dataset"}[name])
-    rows, _ = sources[name]
-    key = "Image Index" if name == "chestxray14" else "Path"
-    images = theirs.csv[key].str.removeprefix("CheXpert-v1.0-small/")
-    ours = rows.set_index("image").loc[images]
-    assert len(ours) == {"chestxray14": 112120, "chexpert": 191010}[name]
-    for column, title in enumerate(theirs.pathologies):
-        facts = ours[title.replace(" ", "_")].to_numpy()
-        value = np.full(len(facts), np.nan, np.float32)
-        value[facts == findings.PRESENT] = 1
-        value[np.isin(facts, [findings.ABSENT, findings.IMPLIED])] = 0
-        np.testing.assert_array_equal(value, theirs.labels[:, column], err_msg=title)
+@imports_torchxrayvision
+def test_the_page_on_parity_is_what_the_whole_tables_give() -> None:
+    assert parity.PAGE.read_text(encoding="utf-8") == parity.page(), "run `make parity`, and read what changed"
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_positives_of_padchest_differ_from_torchxrayvision_by_the_listed_terms_only(sources: dict[str, Any]) -> None:
-    theirs = reference("PC_Dataset")
-    rows, _ = sources["padchest"]
-    ours = rows.set_index("image").loc[theirs.csv["ImageID"]]
-    assert len(ours) == 94815
-    labels = theirs.csv["Labels"].str.lower().to_numpy()
-    compared = set()
-    for column, title in enumerate(theirs.pathologies):
-        finding = title.replace(" ", "_")
-        if finding not in padchest.TERMS:
-            continue
-        is_ours = (ours[finding] == findings.PRESENT).to_numpy()
-        is_theirs = theirs.labels[:, column] == 1
-        for differs, listed in ((is_theirs & ~is_ours, SUBSTRING_ONLY), (is_ours & ~is_theirs, TREE_ONLY)):
-            terms, count = listed.get(finding, ((), 0))
-            assert differs.sum() == count, finding
-            assert all(any(term in text for term in terms) for text in labels[differs]), finding
-        compared.add(finding)
-    assert set(padchest.TERMS) - compared == {"Enlarged_Cardiomediastinum"}
+@imports_torchxrayvision
+@pytest.mark.parametrize(("name", "films", "findings_there"), [("chestxray14", 112120, 14), ("chexpert", 191010, 13)])
+def test_labels_equal_those_of_torchxrayvision(name: str, films: int, findings_there: int) -> None:
+    compared = parity.compare(name)
+    assert len(compared) == findings_there == len(parity.reference(name).pathologies)
+    assert {int(found.films.sum()) for found in compared.values()} == {films}
+    assert not any(found.differing for found in compared.values())
+    assert parity.films(name)["both"] == {"the same": films}
 
 
-@pytest.mark.filterwarnings("ignore")
+@imports_torchxrayvision
+def test_labels_of_padchest_differ_from_torchxrayvisions_by_the_listed_terms_and_unchanged_reports_only() -> None:
+    compared = parity.compare("padchest")
+    assert set(padchest.TERMS) - set(compared) == {"Enlarged_Cardiomediastinum"}
+    both = {finding: found.films[parity.POSITIVE, parity.POSITIVE] for finding, found in compared.items()}
+    there = {finding: found.films[parity.POSITIVE].sum() for finding, found in compared.items()}
+    here = {finding: found.films[:, parity.POSITIVE].sum() for finding, found in compared.items()}
+    alone = {finding: (there[finding] - both[finding], here[finding] - both[finding]) for finding in compared}
+    assert {finding: films for finding, films in alone.items() if any(films)} == PADCHEST_DIFFERENCES
+    assert {found.films.sum() for found in compared.values()} == {94815}
+    assert (there["Cardiomegaly"], there["Effusion"], there["Pneumothorax"]) == (8743, 3937, 243)
+    assert not any(found.films[parity.UNKNOWN].any() for found in compared.values())
+    assert compared["Pneumothorax"].terms == {(parity.NEGATIVE, parity.UNKNOWN): {"unchanged": 6906}}
+
+
+def test_a_film_that_differs_without_a_listed_reason_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Mass: positive there, negative here, no listed reason in \['nodule'\]"):
+        parity.reasons("Mass", (parity.POSITIVE, parity.NEGATIVE), {"nodule"})
+    with pytest.raises(ValueError, match="no listed reason"):
+        parity.reasons("Mass", (parity.NEGATIVE, parity.UNKNOWN), {"unchanged", "normal"})
+    found = parity.reasons("Mass", (parity.POSITIVE, parity.UNKNOWN), {"unchanged", "pleural mass", "nodule"})
+    assert found == {"unchanged", "pleural mass"}
+
+
+@imports_torchxrayvision
 def test_rows_of_padchest_that_torchxrayvision_lacks_are_its_listed_exclusions() -> None:
-    theirs = reference("PC_Dataset")
-    table = whole_tables("padchest")[padchest.ENTRIES]
-    ours = table[table["Projection"].isin(["PA", "AP"])]
-    lacked = ours[~ours["ImageID"].isin(theirs.csv["ImageID"])]
-    without_list = lacked["Labels"].isin(padchest.NO_LIST)
-    too_young = ~without_list & ~(lacked["PatientBirth"] < PEDIATRIC_YEAR)
-    broken = lacked[~without_list & ~too_young]
-    assert (len(ours), len(lacked), without_list.sum(), too_young.sum(), len(broken)) == (96287, 1472, 68, 1387, 17)
-    hard_coded = inspect.getsource(type(theirs))
-    assert all(f'"{image}"' in hard_coded for image in broken["ImageID"])
+    lacked = parity.lacked("padchest")
+    assert len(lacked) == 96287 - 94815
+    reasons = Counter(lacked.values())
+    assert sorted(reasons.values()) == [17, 68, 1387]
+    hard_coded = inspect.getsource(type(parity.reference("padchest")))
+    broken = [image for image, reason in lacked.items() if "missing or broken" in reason]
+    assert len(broken) == 17
+    assert all(f'"{image}"' in hard_coded for image in broken)
 
 
 def chexpert_with_later_test(root: Path) -> Path:
@@ -276,6 +214,6 @@ def test_a_later_test_set_that_is_not_there_is_asked_for(project: Path) -> None:
 
 
 def test_padchest_states_the_size_of_every_film() -> None:
-    sizes = padchest.sizes(whole_tables("padchest"))
+    sizes = padchest.sizes(parity.whole_tables("padchest"))
     assert len(sizes) == 160_861
     assert sizes["20536686640136348236148679891455886468_k6ga29.png"] == (1872, 1728)
