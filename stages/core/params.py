@@ -199,6 +199,7 @@ class Training(Section):
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Share
+    cooldown: Annotated[float, Field(ge=0, le=0.5)]
     final_lr: Share
     steps: Count
     batch_size: Annotated[int, Field(ge=2)]

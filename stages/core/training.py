@@ -171,7 +171,7 @@ class Trainer:
         )
         self.scheduler = CosineLRScheduler(
             self.optimizer,
-            t_initial=settings.steps,
+            t_initial=round(settings.steps * (1 - settings.cooldown)),
             lr_min=settings.lr * settings.final_lr,
             warmup_t=round(settings.steps * settings.warmup),
             t_in_epochs=False,
