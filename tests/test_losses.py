@@ -1,16 +1,18 @@
 """Losses against closed forms, in float64."""
 
 import math
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from torch import Tensor
+from torchdistill.losses import mid_level
 
-from stages.core import objectives, params, plugins
-from stages.losses import paper, sigmoid_kd
+from stages.core import objectives, plugins
+from stages.losses import dist_corr, logit_mse, mld, paper, sigmoid_kd, softmax_kl
 
 
 def random(seed: int, rows: int = 5, findings: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +23,15 @@ def random(seed: int, rows: int = 5, findings: int = 4) -> tuple[Tensor, Tensor,
     return student, teacher, target
 
 
-LOSSES = params.read(Path(__file__).parent.parent / "params.yaml")["losses"]
+def example(name: str) -> Any:
+    """The settings in the entry for params.yaml with which a loss's docstring ends."""
+    loss = plugins.load("losses", name)
+    entry = YAML(typ="safe").load(str(loss.__doc__).split("In params.yaml:\n")[1])
+    assert list(entry) == [name]
+    return loss.Settings.model_validate(entry[name])
+
+
+LOSSES = plugins.names("losses")
 KD = sigmoid_kd.Settings(alpha=0.3, temperature=2.0)
 PAPER = paper.Settings(alpha=0.5, temperature=2.0, gamma=2.0, weight=1.0, reduction="mean")
 
@@ -104,10 +114,10 @@ def test_focal_with_gamma_zero_is_cross_entropy() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(sorted(LOSSES)))
+@given(st.integers(0, 10**6), st.sampled_from(LOSSES))
 def test_every_loss_ignores_the_order_of_films_and_pulls_to_the_teacher(seed: int, name: str) -> None:
     loss = plugins.load("losses", name)
-    given_settings = loss.Settings.model_validate(LOSSES[name])
+    given_settings = example(name)
     student, teacher, target = random(seed)
     order = torch.randperm(len(student), generator=torch.Generator().manual_seed(seed))
     terms = loss.terms(objectives.signals(student, target, teacher), given_settings)
@@ -116,6 +126,128 @@ def test_every_loss_ignores_the_order_of_films_and_pulls_to_the_teacher(seed: in
     for key, value in terms.items():
         assert value.item() == pytest.approx(shuffled[key].item(), rel=1e-9)
         assert key == "task" or at_teacher[key] <= value + 1e-12
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_flat_at_the_teacher_but_for_its_task(name: str) -> None:
+    _, teacher, target = random(9)
+    student = teacher.clone().requires_grad_()
+    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+    assert set(terms) > {"task"}
+    for key in terms.keys() - {"task"}:
+        (gradient,) = torch.autograd.grad(terms[key], student, retain_graph=True)
+        assert gradient.abs().max() < 1e-7, key
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unannotated_elements_are_masked_in_the_task_and_taught_by_the_teacher(name: str) -> None:
+    student, teacher, target = random(10)
+    student.requires_grad_()
+    target[:, 1] = math.nan
+    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+    (hard,) = torch.autograd.grad(terms.pop("task"), student, retain_graph=True)
+    (soft,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), student)
+    assert (hard[:, 1] == 0).all()
+    assert (hard[:, [0, 2, 3]] != 0).all()
+    assert (soft[:, 1] != 0).all()
+    assert torch.isfinite(soft).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_alpha_one_is_the_task_alone(name: str) -> None:
+    student, teacher, target = random(11)
+    hard_only = example(name).model_copy(update={"alpha": 1.0})
+    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), hard_only)
+    assert terms.pop("task") > 0
+    assert all(value == 0 for value in terms.values())
+
+
+def test_mld_by_hand() -> None:
+    """One film: KL(3/4 || 1/2) = ln 2 - H(3/4), and nothing where both say 1/2; findings add up, films average."""
+    student = torch.zeros(1, 2, dtype=torch.float64)
+    teacher = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    only = mld.Settings(alpha=0.0)
+    one = mld.terms(objectives.signals(student, student, teacher), only)["kd"].item()
+    assert one == pytest.approx(math.log(2) - entropy)
+    four = mld.terms(objectives.signals(student.repeat(2, 2), student.repeat(2, 2), teacher.repeat(2, 2)), only)["kd"]
+    assert four.item() == pytest.approx(2 * one)
+
+
+def test_mld_is_torchs_divergence_of_two_way_distributions() -> None:
+    student, teacher, target = random(12)
+    ours = mld.terms(objectives.signals(student, target, teacher), mld.Settings(alpha=0.0))["kd"]
+    first, second = (torch.distributions.Bernoulli(logits=z) for z in (teacher, student))
+    theirs = torch.distributions.kl_divergence(first, second).sum(dim=1).mean()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+
+
+def test_mld_is_as_many_times_sigmoid_kd_as_there_are_findings() -> None:
+    student, teacher, target = random(13)
+    student.requires_grad_()
+    signals = objectives.signals(student, target, teacher)
+    (ours,) = torch.autograd.grad(mld.terms(signals, mld.Settings(alpha=0.3))["kd"], student)
+    same = sigmoid_kd.Settings(alpha=0.3, temperature=1.0)
+    (theirs,) = torch.autograd.grad(sigmoid_kd.terms(signals, same)["kd"], student)
+    assert torch.allclose(ours, 4 * theirs, rtol=1e-10)
+
+
+def test_logit_mse_with_an_eighth_is_sigmoid_kd_at_a_high_temperature() -> None:
+    student, teacher, target = random(14)
+    student.requires_grad_()
+    signals = objectives.signals(student, target, teacher)
+    (ours,) = torch.autograd.grad(logit_mse.terms(signals, example("logit_mse"))["kd"], student)
+    warm = sigmoid_kd.Settings(alpha=0.3, temperature=1000.0)
+    (theirs,) = torch.autograd.grad(sigmoid_kd.terms(signals, warm)["kd"], student)
+    assert torch.allclose(ours, theirs, rtol=2e-3)
+
+
+def outputs(student: Tensor, teacher: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A student's and a teacher's tensor where torchdistill's losses look for them."""
+    return {"net": {"output": student}}, {"net": {"output": teacher}}
+
+
+def test_softmax_kl_agrees_with_torchdistill() -> None:
+    student, teacher, target = random(15)
+    ours = softmax_kl.terms(objectives.signals(student, target, teacher), example("softmax_kl"))["kd"]
+    theirs = mid_level.KDLoss("net", "output", "net", "output", temperature=2.0, alpha=0.0)
+    assert ours.item() == pytest.approx(0.7 * 4 * theirs(*outputs(student, teacher)).item(), rel=1e-10)
+
+
+def test_softmax_kl_is_blind_to_a_constant() -> None:
+    student, teacher, target = random(16)
+    shifted, plain = (
+        softmax_kl.terms(objectives.signals(z, target, teacher), example("softmax_kl"))["kd"]
+        for z in (student + 2.5, student)
+    )
+    assert shifted.item() == pytest.approx(plain.item(), rel=1e-10)
+
+
+def test_dist_agrees_with_torchdistill_on_the_same_probabilities() -> None:
+    student, teacher, target = random(17)
+    terms = dist_corr.terms(objectives.signals(student, target, teacher), example("dist_corr"))
+    theirs = mid_level.DISTLoss("net", "output", "net", "output")
+    chances = [torch.sigmoid(z / 2) for z in (student, teacher)]
+    assert terms["inter"].item() == pytest.approx(0.7 * 4 * theirs.inter_class_relation(*chances).item(), rel=1e-10)
+    assert terms["intra"].item() == pytest.approx(0.7 * 4 * theirs.intra_class_relation(*chances).item(), rel=1e-10)
+
+
+def test_dist_asks_for_no_more_than_a_rising_line() -> None:
+    _, teacher, target = random(18)
+    student = torch.logit(0.2 + 0.5 * torch.sigmoid(teacher))
+    plain = dist_corr.Settings(alpha=0.0, temperature=1.0, inter=1.0, intra=1.0)
+    terms = dist_corr.terms(objectives.signals(student, target, teacher), plain)
+    assert terms["inter"].item() == pytest.approx(0, abs=1e-10)
+    assert terms["intra"].item() == pytest.approx(0, abs=1e-10)
+
+
+def test_dist_of_a_student_that_says_the_same_everywhere_has_a_finite_gradient() -> None:
+    _, teacher, target = random(19)
+    student = torch.zeros_like(teacher).requires_grad_()
+    terms = dist_corr.terms(objectives.signals(student, target, teacher), example("dist_corr"))
+    (gradient,) = torch.autograd.grad(terms["inter"] + terms["intra"], student)
+    assert terms["inter"].item() == pytest.approx(0.7 * 4)
+    assert torch.isfinite(gradient).all()
 
 
 def test_a_loss_without_its_teacher_says_so() -> None:

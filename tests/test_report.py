@@ -69,6 +69,8 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES) -> None:
         share = np.linspace(1 / 12, 1, 12)
         top = {"teacher": 0.88, "distilled": 0.85, "twin": 0.8}[model.kind] + 0.003 * place
         curve = pd.DataFrame({"step": (share * 1200).astype(int), "lr": 0.1 * (1 - share), "task": 0.5 - 0.2 * share})
+        if model.kind == "distilled":
+            curve["kd_grad_ratio"] = np.nan  # as with alpha 0
         curve["val_auroc"] = top - (top - 0.5) * np.exp(-6 * share)
         path = folder / f"curves/{model.id}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,18 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(cohort: Any, views: A
 def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbed_one(
     cohort: Any, views: Any, tmp_path: Path
 ) -> None:
-    undisturbed, history = trainer(cohort, views).fit(tmp_path / "whole.pt")
+    from stages.losses import sigmoid_kd
+
+    kd: dict[str, Any] = {
+        "terms": partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0)),
+        "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
+    }
+    undisturbed, history = trainer(cohort, views, **kd).fit(tmp_path / "whole.pt")
 
     class Stopped(Exception):  # noqa: N818
         pass
 
-    broken = trainer(cohort, views)
+    broken = trainer(cohort, views, **kd)
     original = broken._step
 
     def step() -> None:
@@ -91,10 +98,10 @@ def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbe
     broken._step = step
     with pytest.raises(Stopped):
         broken.fit(tmp_path / "last.pt")
-    resumed = trainer(cohort, views)
+    resumed = trainer(cohort, views, **kd)
     resumed._restore(tmp_path / "last.pt")
     assert resumed.progress.step == 5
-    model, again = trainer(cohort, views).fit(tmp_path / "last.pt")
+    model, again = trainer(cohort, views, **kd).fit(tmp_path / "last.pt")
     assert weights(model) == weights(undisturbed)
     assert again == history
 
@@ -134,6 +141,37 @@ def test_twin_and_distilled_student_see_the_same_batches(cohort: Any, views: Any
             run._step()
             run.progress.step += 1
     assert weights(twin.task.trainable_module) == weights(distilled.task.trainable_module)
+
+
+def test_each_term_is_logged_with_its_pull_beside_the_task(cohort: Any, views: Any, tmp_path: Path) -> None:
+    """Of terms that are multiples of the task, the ratio is the factor; a task without weight has none."""
+
+    def scaled(given: objectives.Signals, task: float = 1.0) -> dict[str, Tensor]:
+        loss = objectives.bce(given)
+        return {"task": task * loss, "half": -0.5 * loss, "triple": 3 * loss}
+
+    _, history = trainer(cohort, views, steps=4, terms=scaled).fit(tmp_path / "a.pt")
+    assert [row["half_grad_ratio"] for row in history] == pytest.approx([0.5] * 4)
+    assert [row["triple_grad_ratio"] for row in history] == pytest.approx([3] * 4)
+    assert list(history[0])[-3:] == ["half_grad_ratio", "triple_grad_ratio", "val_auroc"]
+    _, unweighted = trainer(cohort, views, steps=4, terms=partial(scaled, task=0.0)).fit(tmp_path / "b.pt")
+    assert all(math.isnan(row["triple_grad_ratio"]) for row in unweighted)
+    _, twin = trainer(cohort, views, steps=4).fit(tmp_path / "c.pt")
+    assert list(twin[0]) == ["step", "lr", "loss", "task", "val_auroc"]
+
+
+def test_logging_the_pull_of_terms_changes_no_byte(
+    cohort: Any, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.losses import sigmoid_kd
+
+    terms = partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0))
+    soft = np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16)
+    logged, history = trainer(cohort, views, soft=soft, terms=terms).fit(tmp_path / "a.pt")
+    monkeypatch.setattr(training, "gradient_ratios", lambda _terms, _logits: {})
+    unlogged, _ = trainer(cohort, views, soft=soft, terms=terms).fit(tmp_path / "b.pt")
+    assert weights(logged) == weights(unlogged)
+    assert all(row["kd_grad_ratio"] > 0 for row in history)
 
 
 def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see(

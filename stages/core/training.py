@@ -120,6 +120,27 @@ class Task(MultiLabelClassificationTask):
         return {"loss": torch.stack(list(terms.values())).sum(), "output": output, **terms}
 
 
+def gradient_ratios(terms: dict[str, Tensor], logits: Tensor) -> dict[str, float]:
+    """How strongly each term pulls beside the task: the norm of its gradient over the norm of the task's, in one batch.
+
+    The gradients are those at the logits, so that no layer of the net runs backward and no parameter is touched.
+
+    Args:
+        terms: of one step, as `Task` gives them.
+        logits: what they were computed from.
+
+    Returns:
+        `<term>_grad_ratio` of each term but the task; NaN where the task has no gradient (a weight of 0).
+    """
+    norms = {
+        name: torch.autograd.grad(value, logits, retain_graph=True)[0].norm().item()
+        for name, value in terms.items()
+        if name != "loss"
+    }
+    task = norms.pop("task")
+    return {f"{name}_grad_ratio": norm / task if task else math.nan for name, norm in norms.items()}
+
+
 @dataclass
 class Progress:
     """What a run has done so far: the part of a checkpoint that is not weights."""
@@ -176,7 +197,10 @@ class Trainer:
             warmup_t=round(settings.steps * settings.warmup),
             t_in_epochs=False,
         )
+        steps, parts = settings.steps, settings.evaluations
+        self.due = {math.ceil(steps * part / parts) for part in range(1, parts + 1)}
         self.progress = Progress()
+        self._ratios: dict[str, float] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def fit(self, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -193,13 +217,12 @@ class Trainer:
         """
         self._restore(checkpoint)
         self.task.train()
-        steps, parts, progress = self.settings.steps, self.settings.evaluations, self.progress
-        due = {math.ceil(steps * part / parts) for part in range(1, parts + 1)}
+        steps, progress = self.settings.steps, self.progress
         bar = tqdm(total=steps, initial=progress.step, unit="step", desc=" ".join(map(str, self.names)), mininterval=5)
         while progress.step < steps:
             self._step()
             progress.step += 1
-            if progress.step in due:
+            if progress.step in self.due:
                 self._evaluate()
                 bar.set_postfix(val_auroc=progress.history[-1]["val_auroc"])
             if progress.step % self.settings.checkpoint_steps == 0 and progress.step < steps:
@@ -235,6 +258,8 @@ class Trainer:
                 f"{shown}, ...; terms {values}; largest logit {output.abs().max().item():.3g}: lower lr or clip_norm"
             )
         self.optimizer.zero_grad()
+        if progress.step + 1 in self.due:
+            self._ratios = gradient_ratios(result, output)
         result["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.task.get_clip_parameters(), settings.clip_norm)
         self.optimizer.step()
@@ -255,13 +280,13 @@ class Trainer:
         return rows, places // count
 
     def _evaluate(self) -> None:
-        """Add a row to the history: the means of the terms since the last one, and the validation AUROC."""
+        """Add a row to the history: means of the terms since the last one, their pull now, and validation AUROC."""
         progress = self.progress
         since = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
         auroc = val_auroc(self.averaged.module.eval(), self.cohort.val, 4 * self.settings.batch_size, self.device)
         row = {"step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
         row |= {name: total / since for name, total in progress.sums.items()}
-        progress.history.append(row | {"val_auroc": auroc})
+        progress.history.append(row | self._ratios | {"val_auroc": auroc})
         progress.sums = {}
 
     def _save(self, path: Path) -> None:

@@ -3,7 +3,9 @@
 A file defines `NEEDS` (`"logits"`: the teacher's cached logits are enough), a pydantic class `Settings` with the keys
 of `losses.<file name>` in params.yaml, and `terms(given: Signals, settings: Settings) -> dict[str, Tensor]`: named
 scalar terms, already weighted, whose sum is the loss. The hard labels' term is called `task`; every other one is least
-when the student equals the teacher. Every term is logged. `stages.core.objectives` has `Signals` (`student`, `soft`:
+when the student equals the teacher. Every term is logged, and how
+strong its gradient is beside the task's. `stages.core.objectives` has `Signals` (`student`, `soft`:
 the teacher's logits, `target`, `annotated`: where a target counts) and the means over annotated elements. The module's
-docstring gives formula, paper, and the value when the student equals the teacher.
+docstring gives formula, paper, and the value when the student equals the teacher, and ends with the entry for
+params.yaml, which is what the tests run every loss with.
 """

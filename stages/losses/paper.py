@@ -8,6 +8,15 @@ the focal part is Lin et al., arXiv 1708.02002. The paper states neither the con
 alpha = 0.5, gamma = 2 and the softmax come from a re-implementation and are unsure, hence settings. `reduction` is
 `mean` over all elements or `sum` over findings and mean over films. The second term is 0 when student equals teacher;
 it does not see a constant added to all logits of a film.
+
+In params.yaml:
+
+    paper:
+      alpha: 0.5                   # weight of the hard labels; the teacher has the rest
+      temperature: 2.0             # softens both sides
+      gamma: 2.0                   # focusing of the focal term
+      weight: 1.0                  # of the distillation term, on top of 1 - alpha
+      reduction: sum               # mean | sum over findings, of the squared differences
 """
 
 from typing import Literal

@@ -6,6 +6,12 @@ The first mean runs over annotated elements, the second over all: the teacher al
 Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, with the sigmoid in place of the
 softmax, since findings do not exclude each other. When student equals teacher the second term is T^2 times the mean
 entropy of sigmoid(z_t / T), and its gradient is 0.
+
+In params.yaml:
+
+    sigmoid_kd:
+      alpha: 0.3                   # weight of the hard labels; the teacher has the rest
+      temperature: 2.0             # softens both sides
 """
 
 import torch
