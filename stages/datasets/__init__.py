@@ -17,6 +17,10 @@ and may define
 
     boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
     bit_depths(tables)        -> {image: stored bits} for 16-bit images
+    FILES                     what its owner ships, for `make fetch`: file name -> the fields that are known of
+                              `bytes` (exact), `about_bytes` (where that is not known), `checksum` ("md5:..." or
+                              "sha256:..."), `url` (none: the owner hands it out after registration), and `alone`
+                              (True: this file by itself is the whole data set, a smaller release)
 
 `tables` is {file name: DataFrame} of the columns in TABLES, indexed by row number, text never null (a blank is "").
 `harmonize` returns every row of the source, none left out, as a DataFrame indexed by row number:
