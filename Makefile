@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
 
-.PHONY: help setup repro test test-slow lint run audit prune readme parity
+.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +38,9 @@ lint: setup  ## ruff and mypy
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+fetch: setup  ## what a data set's owner ships: make fetch DATASET=chestxray14 ROOT=<folder> [URL=<address>]
+	@python -m stages.fetch --dataset "$(DATASET)" --root "$(ROOT)" --url "$(URL)"
 
 run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder>
 	@python -m stages.core.preset "$(PRESET)" --root "$(ROOT)"

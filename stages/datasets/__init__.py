@@ -19,6 +19,10 @@ and may define
     boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
     bit_depths(tables)        -> {image: stored bits} for 16-bit images
     sizes(tables)             -> {image: (width, height)} where a table says it
+    FILES                     what its owner ships, for `make fetch`: file name -> the fields that are known of
+                              `bytes` (exact), `about_bytes` (where that is not known), `checksum` ("md5:..." or
+                              "sha256:..."), `url` (none: the owner hands it out after registration), and `alone`
+                              (True: this file by itself is the whole data set, a smaller release)
 
 An image may also be a DICOM file: `<name>.dcm` has the key of `<name>.png` or `<name>.jpg`.
 

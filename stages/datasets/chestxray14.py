@@ -44,6 +44,35 @@ TABLES = {
         "h]": "number",
     },
 }
+VANITY = "https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_"
+STATIC = "https://nihcc.box.com/shared/static/"
+TABLE_LINKS = {
+    ENTRIES: (9_003_496, "219760887468", "c69a6daca3549af707ca9cacbdf9f9a7b6a9188e8c61157df653520bb72d8eb1"),
+    TRAIN_VAL: (1_470_907, "256056636701", "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"),
+    TEST: (435_131, "256055473534", "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
+    BOXES: (92_416, "219760940956", "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
+}
+IMAGE_LINKS = (  # links as in the owner's batch_download_zips.py, MD5 as in the owner's FAQ_CHESTXRAY.pdf
+    (2_008_470_987, "vfk49d74nhbxq3nqjg0900w5nvkorp5c", "fe8ed0a6961412fddcbb3603c11b3698"),
+    (3_952_623_504, "i28rlmbvmfjbl8p2n3ril0pptcmcu9d1", "ab07a2d7cbe6f65ddd97b4ed7bde10bf"),
+    (3_929_234_850, "f1t00wrtdk94satdfb9olcolqx20z2jp", "2301d03bde4c246388bad3876965d574"),
+    (3_838_903_983, "0aowwzs5lhjrceb3qp67ahp0rd1l1etg", "9f1b7f5aae01b13f4bc8e2c44a4b8ef6"),
+    (3_935_496_531, "v5e3goj22zr6h8tzualxfsqlqaygfbsn", "1861f3cd0ef7734df8104f2b0309023b"),
+    (3_986_301_172, "asi7ikud9jwnkrnkj99jnpfkjdes7l6l", "456b53a8b351afd92a35bc41444c58c8"),
+    (4_016_328_426, "jn1b4mw4n6lnh74ovmcjb8y48h8xj07n", "1075121ea20a137b87f290d6a4a5965e"),
+    (4_018_347_353, "tvpxmn7qyrgl0w8wfh9kqfjskv6nmm1j", "b61f34cec3aa69f295fbb593cbd9d443"),
+    (4_111_327_929, "upyy3ml7qdumlgk2rfcvlb9k6gvqq2pj", "442a3caa61ae9b64e61c561294d1e183"),
+    (4_181_556_296, "l6nilvfa9cg3s28tqv1qc1olm3gnz54p", "09ec81c4c31e32858ad8cf965c494b74"),
+    (4_187_084_020, "hhq8fkdgvcari67vfhs7ppg2w6ni4jze", "499aefc67207a5a97692424cf5dbeed5"),
+    (2_914_187_733, "ioqwiy20ihqwyr8pf4c24eazhh281pbu", "dc9fda1757c2de0032b63347a7d2895c"),
+)
+FILES = {
+    name: {"bytes": size, "checksum": f"sha256:{sha256}", "url": VANITY + link}
+    for name, (size, link, sha256) in TABLE_LINKS.items()
+} | {
+    f"images_{number:03d}.tar.gz": {"bytes": size, "checksum": f"md5:{md5}", "url": f"{STATIC}{link}.gz"}
+    for number, (size, link, md5) in enumerate(IMAGE_LINKS, 1)
+}
 TERMS = {
     name: (name,)
     for name in (

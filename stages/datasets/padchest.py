@@ -37,6 +37,12 @@ TABLES = {
         "Labels": "text",
     }
 }
+FILES = {  # the owner publishes no checksums; about 1 TB in all, 3,200 films a zip but for the two named below
+    f"{ENTRIES}.gz": {"about_bytes": 17_000_000},
+    **{f"{folder}.zip": {"about_bytes": 20_000_000_000} for folder in range(50)},
+    "50.zip": {"about_bytes": 6_000_000},  # one film
+    "54.zip": {"about_bytes": 27_000_000_000},
+}
 TERMS = {
     "Atelectasis": (
         "atelectasis", "total atelectasis", "lobar atelectasis", "segmental atelectasis", "laminar atelectasis",
