@@ -87,14 +87,11 @@ def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: flo
     if split == "patient_random":
         train_val = 1 - test_fraction
         shares = {"train": train_val * (1 - val_fraction), "val": train_val * val_fraction, "test": test_fraction}
-        parts = [splits.by_hash("patient_random", dataset, patient, shares) for patient in patients]
-        return pd.Series(np.array(parts, dtype=object)[codes], rows.index)
-    parts = [splits.validation(dataset, patient, val_fraction) for patient in patients]
-    chosen = pd.Series(np.array(parts, dtype=object)[codes], rows.index)
+        return pd.Series(splits.by_hash("patient_random", dataset, patients, shares)[codes], rows.index)
+    chosen = pd.Series(splits.validation(dataset, patients, val_fraction)[codes], rows.index)
     if split == "patient_hash":
         shares = {"test": test_fraction, "train_val": 1 - test_fraction}
-        held_out = [splits.by_hash("test", dataset, patient, shares) == "test" for patient in patients]
-        is_test = np.array(held_out)[codes]
+        is_test = (splits.by_hash("test", dataset, patients, shares) == "test")[codes]
         return chosen.mask(is_test, "test").mask(is_test & (rows["label_source"] == "model").to_numpy(), "")
     part = rows["official"]
     _require_official(part, "test" if split == "official" else split, codes, patients, dataset)

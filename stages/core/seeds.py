@@ -5,6 +5,7 @@ worker never moves another one's numbers.
 """
 
 import hashlib
+from collections.abc import Iterable
 from numbers import Integral
 
 import numpy as np
@@ -37,3 +38,14 @@ def of(*names: str | int) -> np.random.Generator:
 def unit(*names: str | int) -> float:
     """A number in [0, 1) for these names: the hash that splits use, so that a patient's split never moves."""
     return integer(*names) / 2**63
+
+
+def units(*names: str | int, each: Iterable[str]) -> np.ndarray:
+    """`unit(*names, name)` of each name, float (names,), without hashing what they share again."""
+    shared = hashlib.blake2b(("\x1f".join(map(_plain, names)) + "\x1fstr:").encode(), digest_size=8)
+    found = []
+    for name in each:
+        own = shared.copy()
+        own.update(name.encode())
+        found.append((int.from_bytes(own.digest(), "little") >> 1) / 2**63)
+    return np.array(found)

@@ -21,13 +21,10 @@ def assign_parts(rows: pd.DataFrame, dataset: str, test_fraction: float, val_fra
         human_test: whether the data set's test split keeps human labels only.
     """
     shares = {"test": test_fraction, "train_val": 1 - test_fraction}
-    part_of = {
-        patient: "test"
-        if splits.by_hash("test", dataset, patient, shares) == "test"
-        else splits.validation(dataset, patient, val_fraction)
-        for patient in rows["patient"].unique()
-    }
-    parts = rows["patient"].map(part_of).to_numpy(dtype=object)
+    codes, patients = pd.factorize(rows["patient"])
+    parts = splits.validation(dataset, patients, val_fraction)
+    parts[splits.by_hash("test", dataset, patients, shares) == "test"] = "test"
+    parts = parts[codes]
     if human_test:
         parts[(parts == "test") & ~rows["is_human"].to_numpy()] = ""
     return parts
