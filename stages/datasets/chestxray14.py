@@ -46,13 +46,13 @@ TABLES = {
 }
 VANITY = "https://nihcc.app.box.com/index.php?rm=box_download_shared_file&vanity_name=ChestXray-NIHCC&file_id=f_"
 STATIC = "https://nihcc.box.com/shared/static/"
-TABLE_LINKS = {
+TABLE_LINKS = {  # bytes, number in the owner's store, SHA-256 of copies in use (the owner publishes none of tables)
     ENTRIES: (9_003_496, "219760887468", "c69a6daca3549af707ca9cacbdf9f9a7b6a9188e8c61157df653520bb72d8eb1"),
     TRAIN_VAL: (1_470_907, "256056636701", "61fbe896321c1c1c8b75f3e4f3a08e4fef6486d95ef8a667c31d4d60dca6cb81"),
     TEST: (435_131, "256055473534", "38ca5ef7f756092946f57c1a59faca882ed589a1ab1f72590b45dc06c6d5e1cc"),
     BOXES: (92_416, "219760940956", "0bbfea9d4c4e9771481b3023b1bc9f0df9dea924453b12986beb29b0c4d0c95b"),
 }
-IMAGE_LINKS = (  # links as in the owner's batch_download_zips.py, MD5 as in the owner's FAQ_CHESTXRAY.pdf
+IMAGE_LINKS = (  # bytes, link of the owner's batch_download_zips.py, MD5 of the owner's FAQ_CHESTXRAY.pdf
     (2_008_470_987, "vfk49d74nhbxq3nqjg0900w5nvkorp5c", "fe8ed0a6961412fddcbb3603c11b3698"),
     (3_952_623_504, "i28rlmbvmfjbl8p2n3ril0pptcmcu9d1", "ab07a2d7cbe6f65ddd97b4ed7bde10bf"),
     (3_929_234_850, "f1t00wrtdk94satdfb9olcolqx20z2jp", "2301d03bde4c246388bad3876965d574"),
