@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
 
-.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity
+.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity bench
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -53,6 +53,9 @@ prune: setup  ## drop files and lock entries of cells that params.yaml no longer
 
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.core.readme
+
+bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
+	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

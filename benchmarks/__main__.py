@@ -1,0 +1,51 @@
+"""`make bench`: measure all, or one group with ONLY=<group>; write reports/bench.md."""
+
+import argparse
+import importlib
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+PAGE = Path("reports/bench.md")
+GROUPS = ("labels", "ingest", "training")
+LIBRARIES = ("numpy", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
+HEAD = """# Speed and memory, as ratios
+
+Written by `make bench`. Both sides of a line were measured in turn, in one run on one machine, so ratios hold better
+than seconds; a ratio is the median of the pairs, its quartiles stand behind it.
+"""
+COLUMNS = "| what | ours | reference | ratio (quartiles) | wanted | met |\n|---|---:|---:|---:|---:|---|\n"
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    return (
+        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, {datetime.now(UTC):%Y-%m-%d}; "
+        f"Python {platform.python_version()}, {versions}."
+    )
+
+
+def main() -> None:
+    """Run the groups and write the page; with one group, print only."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["", *GROUPS], default="")
+    only = parser.parse_args().only
+    about, parts = machine(), []
+    for group in [only] if only else GROUPS:
+        lines = importlib.import_module(f"benchmarks.{group}").run()
+        parts.append(f"## {group.capitalize()}\n\n{COLUMNS}" + "".join(f"{line.row()}\n" for line in lines))
+        print(parts[-1], flush=True)
+    if not only:
+        PAGE.write_text("\n".join([HEAD, f"{about}\n", *parts]), encoding="utf-8")
+        print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
