@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,28 @@ class Declaration:
     outs: tuple[str, ...]
 
 
-def declaration(address: str) -> Declaration:
-    """The declaration of a stage, as DVC itself resolves it."""
+def declarations() -> dict[str, Declaration]:
+    """The declaration of every stage by its name, as DVC itself resolves them."""
     from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
-    stage = next(iter(Repo(os.curdir).stage.collect(address)))
-    keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
-    deps = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
-    return Declaration(address, tuple(deps), tuple(keys), tuple(out.def_path for out in stage.outs))
+    found = {}
+    for stage in Repo(os.curdir).index.stages:
+        keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
+        deps = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+        found[stage.name] = Declaration(stage.name, tuple(deps), tuple(keys), tuple(out.def_path for out in stage.outs))
+    return found
+
+
+def declaration(address: str) -> Declaration:
+    """The declaration of one stage; what DVC resolved is kept, since that takes seconds for each stage."""
+    sources = b"\0".join(Path(name).read_bytes() for name in ("dvc.yaml", "params.yaml"))
+    kept = checkpoints.ROOT / "declarations" / f"{hashlib.sha256(sources).hexdigest()}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.write(kept, json.dumps({name: asdict(found) for name, found in declarations().items()}).encode())
+    values = files.read_json(kept)[address.rsplit(":", 1)[-1]]
+    return Declaration(values["name"], *(tuple(values[field]) for field in ("deps", "keys", "outs")))
 
 
 def digest(path: Path) -> str:
