@@ -10,8 +10,8 @@ it declares. This wrapper, for a stage that DVC runs,
 
 A failing command makes DVC record nothing. Outside DVC the stage runs without these checks.
 
-It also bounds how long OpenMP's threads spin at a barrier, before anything loads OpenMP: with its default, one other
-busy process made a training step on two cores ten times as slow; results stay the same.
+It also bounds how long OpenMP's threads spin at a barrier, before anything loads OpenMP: where another process wants a
+core too, they spin away the time that the thread they wait for needs (`make bench` has the ratio).
 """
 
 import hashlib
