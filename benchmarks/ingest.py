@@ -92,9 +92,9 @@ def run() -> list[measure.Line]:
     """The lines on ingest."""
     with project(TIMED_FILMS, THREADS) as paths:
         size = paths[0].stat().st_size / 1e3
-        beside = measure.pairs(ours, partial(opencv, paths, THREADS), 5)
+        beside = measure.in_turn(ours, partial(opencv, paths, THREADS), count=5)
     with project(FILMS, 1) as paths:
-        alone = measure.pairs(ours, partial(torchxrayvision, paths), 3)
+        alone = measure.in_turn(ours, partial(torchxrayvision, paths), count=3)
     few, many = (measure.printed("benchmarks.ingest", str(count))[0] for count in (FEW, MANY))
     about = f"1024 x 1024 PNGs of {size:.0f} kB to {SIZE_PX} px"
     return [

@@ -83,7 +83,7 @@ def many_rows() -> None:
 def run() -> list[measure.Line]:
     """The lines on labels."""
     settings = params.parse(params.read())
-    timed = measure.pairs(partial(ours, settings), theirs, 5)
+    timed = measure.in_turn(partial(ours, settings), theirs, count=5)
     spent, peak = measure.printed("benchmarks.labels")
     return [
         measure.compare("harmonize the three whole tables, to torchxrayvision's loading", *timed, "s", 1, 1.5, False),

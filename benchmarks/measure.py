@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 QUARTILES = (0.25, 0.75)
+LINUX_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,16 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def pairs(ours: Callable[[], Any], theirs: Callable[[], Any], count: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turn, after one call of each that does not count."""
-    ours(), theirs()
-    timed = [(seconds(ours), seconds(theirs)) for _ in range(count)]
-    return [one for one, _ in timed], [other for _, other in timed]
+def in_turn(*works: Callable[[], Any], count: int) -> list[list[float]]:
+    """Seconds of each over `count` rounds, after one that does not count; every other round runs backwards."""
+    for work in works:
+        work()
+    timed: list[list[float]] = [[] for _ in works]
+    for number in range(count):
+        places = range(len(works))
+        for place in places if number % 2 == 0 else reversed(places):
+            timed[place].append(seconds(works[place]))
+    return timed
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -88,5 +95,11 @@ def printed(module: str, *words: str, **variables: str) -> list[float]:
 
 
 def own_peak_mb() -> float:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process.
+
+    Linux carries the parent's ru_maxrss over fork and exec, so there the kernel's own mark of this program is read.
+    """
+    if LINUX_STATUS.exists():
+        marks = [line for line in LINUX_STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:")]
+        return int(marks[0].split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))

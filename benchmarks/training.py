@@ -1,5 +1,7 @@
 """Steps of training beside timm's own tasks, and what reading, soft labels and an online teacher cost."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +28,12 @@ from stages.losses import sigmoid_kd
 
 OUTPUTS, SIZE_PX = 14, 64
 FEW, MANY = 2_000, 20_000
-TEACHER = "densenet161"
+STUDENT, TEACHER = "eeea_net_c2", "densenet161"
 STEPS = 4  # that are timed together
 TIMM_PAIRS = 7
 UNBOUNDED = "300000"  # OpenMP's own where there is a core for each thread
+MODES = ("contiguous", "channels-last", "bf16", "compiled")  # the last two in channels-last
+MODE_STEPS, MODE_ROUNDS = 2, 3  # bf16 takes some ten times as long where the processor has no instructions for it
 
 
 def cohort(folder: Path, count: int) -> training.Cohort:
@@ -52,7 +56,7 @@ def trainer(drawn: training.Cohort, settings: Any, views: Any, soft: np.ndarray 
     terms: Callable[..., Any] = objectives.undistilled
     if soft is not None:
         terms = partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0))
-    student = models.build_model("eeea_net_c2", OUTPUTS, SIZE_PX)
+    student = models.build_model(STUDENT, OUTPUTS, SIZE_PX)
     depthwise.speed_up(student)
     made = training.Trainer(student, drawn, terms, settings, views, 0, ("bench",), torch.device("cpu"), soft)
     made.task.train()
@@ -69,8 +73,8 @@ def steps(made: training.Trainer) -> None:
 class Timm:
     """A loop of timm's task with the same optimizer, clipping and averaging, on films that are in memory already."""
 
-    def __init__(self, task: Any, settings: Any) -> None:
-        self.task, self.settings = task, settings
+    def __init__(self, task: Any, settings: Any, is_bf16: bool = False) -> None:
+        self.task, self.settings, self.is_bf16 = task, settings, is_bf16
         student = task.trainable_module
         task.trainable_module_ema = ModelEmaV3(student, decay=settings.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
@@ -83,10 +87,11 @@ class Timm:
         self.done = 0
         task.train()
 
-    def steps(self) -> None:
+    def steps(self, count: int = STEPS) -> None:
         """Some steps."""
-        for _ in range(STEPS):
-            loss = self.task(self.films, self.target)["loss"]
+        for _ in range(count):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.is_bf16):
+                loss = self.task(self.films, self.target)["loss"]
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.task.get_clip_parameters(), self.settings.clip_norm)
@@ -95,20 +100,38 @@ class Timm:
             self.done += 1
 
 
-def plain_timm(settings: Any, memory_format: torch.memory_format = torch.channels_last) -> Timm:
-    """timm's multi-label task on the student."""
-    student = models.build_model("eeea_net_c2", OUTPUTS, SIZE_PX).to(memory_format=memory_format)
+def plain_timm(architecture: str, settings: Any, mode: str) -> Timm:
+    """timm's multi-label task on a net, in one of MODES."""
+    order = torch.contiguous_format if mode == "contiguous" else torch.channels_last
+    net = models.build_model(architecture, OUTPUTS, SIZE_PX).to(memory_format=order)
     task = MultiLabelClassificationTask(
-        student, criterion=nn.BCEWithLogitsLoss(), device=torch.device("cpu"), verbose=False
+        net, criterion=nn.BCEWithLogitsLoss(), device=torch.device("cpu"), verbose=False
     )
-    made = Timm(task, settings)
-    made.films = made.films.contiguous(memory_format=memory_format)
+    made = Timm(task, settings, is_bf16=mode == "bf16")
+    made.films = made.films.contiguous(memory_format=order)
+    if mode == "compiled":
+        task.compile()
     return made
+
+
+def fastest(architecture: str, settings: Any) -> tuple[str, list[measure.Line]]:
+    """The mode in which timm's task steps fastest on a net, and a line for each mode beside the first."""
+    tried = [mode for mode in MODES if mode != "compiled" or shutil.which(os.environ.get("CXX", "g++"))]
+    works = [partial(plain_timm(architecture, settings, mode).steps, MODE_STEPS) for mode in tried]
+    first, *others = measure.in_turn(*works, count=MODE_ROUNDS)
+    images = MODE_STEPS * settings.batch_size
+    about = f"timm's step of {architecture} at {SIZE_PX} px, batch {settings.batch_size}"
+    lines = [
+        measure.compare(f"{about}: {mode} to {tried[0]}", timed, first, "films", images, None, True)
+        for mode, timed in zip(tried[1:], others, strict=True)
+    ]
+    chosen = min(zip(tried, [first, *others], strict=True), key=lambda timed: median(timed[1]))
+    return chosen[0], lines
 
 
 def online_timm(settings: Any) -> Timm:
     """timm's distillation task with a teacher that sees every batch."""
-    student = models.build_model("eeea_net_c2", OUTPUTS, SIZE_PX)
+    student = models.build_model(STUDENT, OUTPUTS, SIZE_PX)
     teacher = timm.create_model(TEACHER, num_classes=OUTPUTS).to(memory_format=torch.channels_last)
     task = LogitDistillationTask(
         student, teacher, criterion=nn.BCEWithLogitsLoss(), task_loss_weight=0.3, temperature=2.0,
@@ -143,22 +166,23 @@ def run() -> list[measure.Line]:
     whole = params.parse(params.read())
     settings, views = whole.train.student, whole.views
     models.fix(whole.threads)
-    plugins.load("models", "eeea_net_c2")
+    for architecture in (STUDENT, whole.headline.teacher):
+        plugins.load("models", architecture)
     with tempfile.TemporaryDirectory() as name:
         drawn = cohort(Path(name), FEW)
         soft = np.zeros((views.count, FEW, OUTPUTS), np.float16)
         plain, distilled = (trainer(drawn, settings, views, labels) for labels in (None, soft))
-        beside = measure.pairs(partial(steps, plain), plain_timm(settings).steps, TIMM_PAIRS)
-        formats = [plain_timm(settings, order).steps for order in (torch.channels_last, torch.contiguous_format)]
-        ordered = measure.pairs(*formats, 3)
-        with_soft = measure.pairs(partial(steps, distilled), partial(steps, plain), 5)
-        online = measure.pairs(partial(steps, distilled), online_timm(settings).steps, 3)
+        mode, modes = fastest(STUDENT, settings)
+        beside = measure.in_turn(partial(steps, plain), plain_timm(STUDENT, settings, mode).steps, count=TIMM_PAIRS)
+        with_soft = measure.in_turn(partial(steps, distilled), partial(steps, plain), count=TIMM_PAIRS)
+        online = measure.in_turn(partial(steps, distilled), online_timm(settings).steps, count=3)
         step = median(beside[0]) / STEPS
         batch = list(range(settings.batch_size))
         reading = median(measure.seconds(partial(drawn.train.films.take, batch)) for _ in range(50))
         viewing = median(
             measure.seconds(lambda: [drawn.train.view(row, 0, views, 0) for row in batch]) for _ in range(20)
         )
+    _, modes_of_teacher = fastest(whole.headline.teacher, whole.train.teacher)
     (few, _), (many, _) = (measure.printed("benchmarks.training", str(count)) for count in (FEW, MANY))
     with busy():
         _, bounded = measure.printed("benchmarks.training", str(FEW), GOMP_SPINCOUNT=guard.SPINS)
@@ -166,9 +190,10 @@ def run() -> list[measure.Line]:
     student = f"EEEA-Net-C2 at {SIZE_PX} px, batch {settings.batch_size}, {whole.threads} threads"
     images = STEPS * settings.batch_size
     return [
-        measure.compare(f"step of {student}, with reading and views, to timm's task without", *beside, "films", images,
-                        0.98, True),
-        measure.compare("timm's step in channels-last to contiguous", *ordered, "films", images, None, True),
+        *modes,
+        *modes_of_teacher,
+        measure.compare(f"step of {student}, with reading and views, to timm's task without, {mode} (its fastest)",
+                        *beside, "films", images, 0.98, True),
         measure.compare("step with cached soft labels to a plain one", *with_soft, "s", STEPS, 1.1, False),
         measure.compare(f"cached soft labels, to timm's task with {TEACHER} online", *online, "films", images, 5, True),
         measure.Line("reading a batch from shards, to a step", f"{1e3 * reading:.3g} ms", f"{1e3 * step:.3g} ms",
