@@ -1,6 +1,5 @@
 """Interleaved timings, peak memory of a process, and the lines of the result table."""
 
-import os
 import resource
 import subprocess
 import sys
@@ -87,10 +86,9 @@ def compare(what: str, ours: Sequence[float], theirs: Sequence[float], unit: str
     return Line(what, shown(ours), shown(theirs), median(ratios), quartiles(ratios), limit, at_most=not is_rate)
 
 
-def printed(module: str, *words: str, **variables: str) -> list[float]:
+def printed(module: str, *words: str) -> list[float]:
     """The numbers that `python -m <module> <words>` prints, one a line: what is measured in a process of its own."""
-    command, environment = [sys.executable, "-m", module, *words], os.environ | variables
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", module, *words], check=True, stdout=subprocess.PIPE, text=True)
     return [float(line) for line in done.stdout.splitlines()]
 
 

@@ -1,10 +1,8 @@
 """Steps of training beside timm's own tasks, and what reading, soft labels and an online teacher cost."""
 
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +18,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from benchmarks import measure
-from stages.core import depthwise, guard, models, objectives, params, plugins, training
+from stages.core import depthwise, models, objectives, params, plugins, training
 from stages.core.images import Images
 from stages.losses import sigmoid_kd
 
@@ -29,7 +27,6 @@ FEW, MANY = 2_000, 20_000
 STUDENT, TEACHER = "eeea_net_c2", "densenet161"
 STEPS = 4  # that are timed together
 TIMM_PAIRS = 7
-UNBOUNDED = "300000"  # OpenMP's own where there is a core for each thread
 # bf16 in channels-last; torch.compile is not tried: inductor took over 10 minutes for the student on two cores
 MODES = ("contiguous", "channels-last", "bf16")
 MODE_STEPS, MODE_ROUNDS = 2, 3  # bf16 takes some ten times as long where the processor has no instructions for it
@@ -136,25 +133,15 @@ def online_timm(settings: Any) -> Timm:
     return Timm(task, settings)
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """Another process that wants one core, at the lowest priority."""
-    with subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"]) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
 def peak(count: int) -> None:
-    """Print the peak memory of some steps on so many films, and the median time of a step."""
+    """Print the peak memory of some steps on so many films."""
     settings = params.parse(params.read())
     models.fix(settings.threads)
     with tempfile.TemporaryDirectory() as folder:
         made = trainer(cohort(Path(folder), count), settings.train.student, settings.views)
-        timed = [measure.seconds(partial(steps, made)) for _ in range(4)]
+        for _ in range(3):
+            steps(made)
     print(measure.own_peak_mb())
-    print(median(timed[1:]) / STEPS)
 
 
 def run() -> list[measure.Line]:
@@ -179,10 +166,7 @@ def run() -> list[measure.Line]:
             measure.seconds(lambda: [drawn.train.view(row, 0, views, 0) for row in batch]) for _ in range(20)
         )
     _, modes_of_teacher = fastest(whole.headline.teacher, whole.train.teacher)
-    (few, _), (many, _) = (measure.printed("benchmarks.training", str(count)) for count in (FEW, MANY))
-    with busy():
-        _, bounded = measure.printed("benchmarks.training", str(FEW), GOMP_SPINCOUNT=guard.SPINS)
-        _, spinning = measure.printed("benchmarks.training", str(FEW), GOMP_SPINCOUNT=UNBOUNDED)
+    few, many = (measure.printed("benchmarks.training", str(count))[0] for count in (FEW, MANY))
     student = f"EEEA-Net-C2 at {SIZE_PX} px, batch {settings.batch_size}, {whole.threads} threads"
     images = STEPS * settings.batch_size
     return [
@@ -196,8 +180,6 @@ def run() -> list[measure.Line]:
                      reading / step, limit=0.03),
         measure.Line("reading and the augmented views, to a step", f"{1e3 * viewing:.3g} ms", f"{1e3 * step:.3g} ms",
                      viewing / step, limit=0.03),
-        measure.Line("step beside a busy process, OpenMP's spinning bounded as stages run, to its own",
-                     f"{bounded:.3g} s", f"{spinning:.3g} s", bounded / spinning),
         measure.Line(f"peak memory of training, {MANY:,} films to {FEW:,}", f"{many:.0f} MB", f"{few:.0f} MB",
                      many / few, limit=1.1),
     ]  # fmt: skip

@@ -9,9 +9,6 @@ it declares. This wrapper, for a stage that DVC runs,
 3. lets the stage read just the params that it declares.
 
 A failing command makes DVC record nothing. Outside DVC the stage runs without these checks.
-
-It also bounds how long OpenMP's threads spin at a barrier, before anything loads OpenMP: where another process wants a
-core too, they spin away the time that the thread they wait for needs (`make bench` has the ratio).
 """
 
 import hashlib
@@ -29,7 +26,6 @@ from stages.core import checkpoints, files, params
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
-SPINS = "10000"  # GOMP_SPINCOUNT; OpenMP's own is some hundred thousands
 UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", "params.yaml", "dvc.yaml", "dvc.lock"}
 
 
@@ -154,7 +150,6 @@ def run(module: str, argv: list[str]) -> None:
     Raises:
         ProvenanceError: inputs changed during the run, or the stage went outside its declaration.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     address = os.environ.get("DVC_STAGE")
     if address is None:
         importlib.import_module(module).main(argv)
