@@ -28,8 +28,8 @@ repro: setup  ## run the pipeline: whatever changed, and what follows from it
 	@dvc repro
 	@echo "report: reports/index.html"
 
-test: setup  ## tests, without the slow ones
-	@python -m pytest -q -m "not slow"
+test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
+	@OMP_NUM_THREADS=1 python -m pytest -q -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
 	@python -m pytest -q -m slow

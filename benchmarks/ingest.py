@@ -20,7 +20,7 @@ from stages.core import files, params
 
 SIDE, SIZE_PX = 1024, 256
 FILMS = 40  # different ones; more names link to them
-BESIDE_OPENCV, BESIDE_TXRV = 800, 240  # films a round: with few, reading params and hashing code would be timed
+BESIDE_OPENCV, BESIDE_TXRV = 2000, 600  # films a round: with few, reading params and hashing code would be timed
 NOISE = 1.3  # grey levels; gives PNGs of about the size of NIH's, 390 kB
 THREADS = 2
 FEW, MANY = 500, 5000
@@ -93,7 +93,7 @@ def run() -> list[measure.Line]:
     """The lines on ingest."""
     with project(BESIDE_OPENCV, THREADS) as paths:
         size = paths[0].stat().st_size / 1e3
-        beside = measure.in_turn(ours, partial(opencv, paths, THREADS), count=5)
+        beside = measure.in_turn(ours, partial(opencv, paths, THREADS), count=3)
     with project(BESIDE_TXRV, 1) as paths:
         alone = measure.in_turn(ours, partial(torchxrayvision, paths), count=3)
     few, many = (measure.printed("benchmarks.ingest", str(count))[0] for count in (FEW, MANY))
