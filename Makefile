@@ -23,9 +23,9 @@ $(STAMP): requirements.lock requirements-cuda.lock
 	  -r requirements.lock -c requirements-cuda.lock
 	@rm -f .venv/.installed-* && touch $@
 
-repro: setup  ## run the pipeline: whatever changed, and what follows from it
+repro: setup  ## run the pipeline: whatever changed, and what follows from it (LANES=<stages at a time>)
 	@python -m stages.core.params
-	@dvc repro
+	@python -m stages.core.repro $(if $(LANES),--lanes $(LANES))
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread

@@ -81,6 +81,7 @@ def _only_writer(name: str) -> Iterator[None]:
 def loaded_code() -> dict[str, str]:
     """Path below stages/ -> SHA-256, for each module of the project that this process runs, but for the guard."""
     root = STAGES.resolve()
-    loaded = {Path(file).resolve() for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))}
+    named = [file for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))]
+    loaded = {Path(file).resolve() for file in named if "stages" in file}  # of thousands, few are worth resolving
     own = sorted(path for path in loaded if path.is_relative_to(root) and path.name not in ("guard.py", "__init__.py"))
     return {path.relative_to(root).as_posix(): files.sha256(path) for path in own}

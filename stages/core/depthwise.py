@@ -1,7 +1,7 @@
 """A faster weights' gradient for depthwise convolutions on small maps, on CPUs.
 
-oneDNN takes most of a training step for the weights' gradient of the late layers' depthwise convolutions, on maps of
-2x2 or 4x4 (`make bench` shows the ratio). That gradient is a small sum:
+oneDNN is slow at the weights' gradient of the late layers' depthwise convolutions, on maps of 2x2 or 4x4 (`make bench`
+compares whole steps). That gradient is a small sum:
 
     dL/dw[c, i, j] = sum_{b, y, x} g[b, c, y, x] * input[b, c, s y + i - p, s x + j - p]
 

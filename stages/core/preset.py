@@ -1,6 +1,6 @@
 """Run a preset beside the committed state: `python -m stages.core.preset <preset> [--root <folder>]`.
 
-The tracked files are copied to `runs/<preset>/`, the preset becomes `params.yaml` there, and `dvc repro` runs there
+The tracked files are copied to `runs/<preset>/`, the preset becomes `params.yaml` there, and the pipeline runs there
 with the cache of this checkout. Nothing outside `runs/` changes; a second call runs what changed since the first.
 """
 
@@ -72,11 +72,10 @@ def export(preset: Path, target: Path, root: str | None = None, repository: Path
     (target / "reports").mkdir(exist_ok=True)
 
 
-def repro(target: Path, *options: str) -> int:
-    """Run `dvc repro` in a laid-out run; its exit code."""
-    return subprocess.run(
-        ["dvc", "repro", *options], cwd=target, check=False, env={**os.environ, "PWD": str(target)}
-    ).returncode
+def repro(target: Path) -> int:
+    """Run what is due in a laid-out run; the exit code."""
+    command = [sys.executable, "-m", "stages.core.repro"]
+    return subprocess.run(command, cwd=target, check=False, env={**os.environ, "PWD": str(target)}).returncode
 
 
 def main() -> None:
