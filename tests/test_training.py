@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import owners
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor
 
-from stages.core import files, models, objectives, params, soft_labels, training
+from stages.core import files, models, objectives, params, plugins, soft_labels, training
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("student", "tiny", "eeea_net_c2", 0)
@@ -32,13 +35,16 @@ def views() -> Any:
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> training.Cohort:
+    return drawn(tmp_path / "cohort", 32)
+
+
+def drawn(folder: Path, size_px: int) -> training.Cohort:
     """40 films in which the first finding is a bright lower half; the second is never annotated in half of them."""
     rng = np.random.default_rng(0)
     targets = (rng.random((40, 2)) < 0.5).astype(np.float32)
-    films = rng.integers(0, 120, (40, 32, 32), dtype=np.uint8)
-    films[targets[:, 0] == 1, 16:] += 100
+    films = rng.integers(0, 120, (40, size_px, size_px), dtype=np.uint8)
+    films[targets[:, 0] == 1, size_px // 2 :] += 100
     targets[::2, 1] = np.nan
-    folder = tmp_path / "cohort"
     folder.mkdir()
     np.save(folder / "a_0000.npy", films)
     np.save(folder / "targets.npy", targets)
@@ -47,18 +53,36 @@ def cohort(tmp_path: Path) -> training.Cohort:
         {"dataset": "a", "image": [f"{n}.png" for n in range(40)], "patient": range(40), "split": split}
     )
     files.write_table(rows.assign(shard="a_0000.npy", row=range(40)), folder / "rows.parquet")
-    files.write_json({"cohort": "tiny", "findings": ["Edema", "Mass"], "size_px": 32}, folder / "cohort.json")
+    files.write_json({"cohort": "tiny", "findings": ["Edema", "Mass"], "size_px": size_px}, folder / "cohort.json")
     return training.load_cohort(folder)
 
 
 def trainer(
-    cohort: training.Cohort, views: Any, *, soft: Any = None, terms: Any = None, seed: int = 1, **changes: Any
+    cohort: training.Cohort,
+    views: Any,
+    *,
+    soft: Any = None,
+    terms: Any = None,
+    teacher: Any = None,
+    seed: int = 1,
+    **changes: Any,
 ) -> Any:
     """A run of a few steps."""
     models.fix(threads=1)
     model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
     chosen = terms or objectives.undistilled
-    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft)
+    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft, teacher)
+
+
+def distilled(name: str, views: Any, **changes: Any) -> dict[str, Any]:
+    """What `trainer` takes for a loss with its docstring's settings: terms, soft labels, and a teacher if needed."""
+    loss = plugins.load("losses", name)
+    entry = YAML(typ="safe").load(str(loss.__doc__).split("In params.yaml:\n")[1])[name]
+    return {
+        "terms": partial(loss.terms, settings=loss.Settings.model_validate(entry | changes)),
+        "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
+        "teacher": models.build_model("resnet10t", 2, 32, seed=5) if loss.NEEDS == "features" else None,
+    }
 
 
 def weights(model: torch.nn.Module) -> bytes:
@@ -73,15 +97,11 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(cohort: Any, views: A
     assert weights(runs[0][0]) != weights(runs[2][0])
 
 
+@pytest.mark.parametrize("loss", ["sigmoid_kd", "rkd"])
 def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbed_one(
-    cohort: Any, views: Any, tmp_path: Path
+    cohort: Any, views: Any, tmp_path: Path, loss: str
 ) -> None:
-    from stages.losses import sigmoid_kd
-
-    kd: dict[str, Any] = {
-        "terms": partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0)),
-        "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
-    }
+    kd = distilled(loss, views)
     undisturbed, history = trainer(cohort, views, **kd).fit(tmp_path / "whole.pt")
 
     class Stopped(Exception):  # noqa: N818
@@ -174,6 +194,54 @@ def test_logging_the_pull_of_terms_changes_no_byte(
     assert all(row["kd_grad_ratio"] > 0 for row in history)
 
 
+@pytest.mark.parametrize("loss", ["attention_transfer", "rkd", "cam_transfer"])
+def test_a_loss_of_features_without_weight_pulls_like_the_twin_and_with_it_otherwise(
+    views: Any, tmp_path: Path, loss: str
+) -> None:
+    """Gradients of one step, to float rounding: those of the features reach the net in another memory layout."""
+    cohort = drawn(tmp_path / "cohort", 64)
+    off: dict[str, Any] = {"distance": 0.0, "angle": 0.0} if loss == "rkd" else {"weight": 0.0}
+    pulls = []
+    for given in ({}, distilled(loss, views, alpha=1.0, **off), distilled(loss, views, alpha=1.0)):
+        run = trainer(cohort, views, clip_norm=1e9, **given)
+        run._step()
+        pulls.append(torch.cat([parameter.grad.flatten() for parameter in run.task.parameters()]))
+    twin, silent, heard = pulls
+    assert (silent - twin).norm() < 1e-4 * twin.norm()
+    assert (heard - twin).norm() > 1e-2 * twin.norm()
+
+
+@pytest.mark.parametrize(
+    ("loss", "added"),
+    [("attention_transfer", ["attention"]), ("rkd", ["distance", "angle"]), ("cam_transfer", ["maps"])],
+)
+def test_a_loss_of_features_logs_the_pull_of_each_term_and_leaves_the_teacher_alone(
+    views: Any, tmp_path: Path, loss: str, added: list[str]
+) -> None:
+    cohort = drawn(tmp_path / "cohort", 64)
+    kd = distilled(loss, views, alpha=1.0)
+    before = weights(kd["teacher"])
+    _, history = trainer(cohort, views, steps=4, **kd).fit(tmp_path / "last.pt")
+    assert weights(kd["teacher"]) == before
+    assert all(parameter.grad is None for parameter in kd["teacher"].parameters())
+    assert all(row[f"{term}_grad_ratio"] > 0 for row in history for term in added)
+
+
+def test_a_step_shows_the_teacher_the_very_input_of_the_student_in_eval_mode(cohort: Any, views: Any) -> None:
+    run = trainer(cohort, views, **distilled("rkd", views))
+    seen: list[tuple[Tensor, bool]] = []
+    for model in (run.teacher, run.task.trainable_module):
+        original = model.forward_features
+        model.forward_features = lambda images, model=model, original=original: (
+            seen.append((images, model.training)) or original(images)
+        )
+    run.task.train()
+    run._step()
+    (teachers, teaching), (students, learning) = seen
+    assert teachers is students
+    assert (teaching, learning) == (False, True)
+
+
 def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see(
     cohort: Any, views: Any, tmp_path: Path
 ) -> None:
@@ -241,3 +309,37 @@ def test_a_cohort_without_validation_films_is_refused(tmp_path: Path) -> None:
     files.write_table(rows.assign(split="train"), folder / "rows.parquet")
     with pytest.raises(ValueError, match="has no val images"):
         training.load_cohort(folder)
+
+
+def test_only_a_loss_of_features_opens_and_runs_the_teacher(
+    cohort: Any, views: Any, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A loss of logits trains beside a teacher whose weights are rubbish; a loss of features needs them."""
+    from stages import distill
+
+    short = {"steps": 4, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5}
+    changes = {f"train__student__{key}": value for key, value in short.items()}
+    losses = {
+        "sigmoid_kd": {"alpha": 0.3, "temperature": 2.0},
+        "rkd": {"alpha": 0.3, "temperature": 2.0, "distance": 1.0, "angle": 2.0},
+    }
+    owners.project(project, losses=losses, threads=1, **changes)
+    shutil.copytree(tmp_path / "cohort", project / "data/cohorts/joint")
+    seed = params.read(project / "params.yaml")["seed"]
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, project / "data/soft_labels/joint/resnet10t")
+    teacher = project / "data/models/teacher/joint/resnet10t"
+    about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": 32}
+    models.write(models.build_model("resnet10t", 2, 32), about, teacher)
+    cell = ["--cohort", "joint", "--student", "eeea_net_c2", "--teacher", "resnet10t", "--seed", "0", "--loss"]
+    ran = []
+    original = objectives.with_features
+    monkeypatch.setattr(objectives, "with_features", lambda *given: ran.append(1) or original(*given))
+    distill.main([*cell, "rkd"])
+    assert len(ran) == 8  # the teacher and the student, in four steps
+    files.write_json(about | {"findings": ["Mass", "Edema"]}, teacher / "model.json")
+    with pytest.raises(soft_labels.SoftLabelError, match=r"teacher resnet10t has outputs \['Mass', 'Edema'\] at 32 px"):
+        distill.main([*cell, "rkd"])
+    (teacher / "weights.safetensors").write_bytes(b"rubbish")
+    distill.main([*cell, "sigmoid_kd"])
+    assert len(ran) == 8
+    assert (project / "data/models/distilled/joint/eeea_net_c2/resnet10t/sigmoid_kd/0/model.json").is_file()
