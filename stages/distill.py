@@ -1,8 +1,8 @@
 """Train a student with a teacher's soft labels; schedule, views, batches and first weights are its twin's.
 
 Reads the cohort and the teacher's cached logits; writes weights, what is needed to load them, and the learning curve.
-Stops when the soft labels are of other films, views or findings than the cohort's, on a loss that needs more than
-logits, and as `train_student` does.
+The teacher itself runs only for a loss that needs its features. Stops when soft labels or teacher are of other films,
+views or findings than the cohort's, and as `train_student` does.
 """
 
 import argparse
@@ -27,13 +27,14 @@ def main(argv: list[str] | None = None) -> None:
     soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
     plugins.load("models", args.student)
     loss = plugins.load("losses", args.loss)
-    if loss.NEEDS != "logits":
-        raise ValueError(f"loss {args.loss} needs the teacher's {loss.NEEDS}; only losses of logits can be distilled")
+    plugins.load("models", args.teacher)
+    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    teacher = soft_labels.load_teacher(made_by, cohort) if loss.NEEDS == "features" else None
     terms = partial(loss.terms, settings=loss.Settings.model_validate(given))
     names = ("student", args.cohort, args.student, args.seed)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(
-            cohort, args.student, start, terms, settings, views, seed, names, threads, kept / "last.pt", soft
+            cohort, args.student, start, terms, settings, views, seed, names, threads, kept / "last.pt", soft, teacher
         )
         with files.output(
             f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}"

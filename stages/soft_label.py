@@ -32,12 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.teacher)
     device = models.fix(threads)
-    model, about = models.load_model(files.input(f"data/models/teacher/{args.cohort}/{args.teacher}"))
-    if about["findings"] != cohort.findings or about["size_px"] != cohort.about["size_px"]:
-        raise soft_labels.SoftLabelError(
-            f"teacher {args.teacher} has outputs {about['findings']} at {about['size_px']} px, {args.cohort} has "
-            f"{cohort.findings} at {cohort.about['size_px']} px: run `make repro`, which trains it again"
-        )
+    model = soft_labels.load_teacher(files.input(f"data/models/teacher/{args.cohort}/{args.teacher}"), cohort)
     logits = np.stack(
         [
             models.logits(model.to(device), films_of_view(cohort.train, number, views, seed), device)

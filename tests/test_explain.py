@@ -220,7 +220,7 @@ def test_map_equals_the_library_once_rescaled(name: str, max_stride: int, batch:
     maps = grad_cam.maps(net, batch, [1, 3], max_stride)
     layer, channels = grad_cam.target_layer(net, max_stride)
     for place, output in enumerate((1, 3)):
-        reshape = lambda features: grad_cam._as_grid(features, channels, layer, net)  # noqa: E731
+        reshape = lambda features: models.as_grid(features, channels, layer, net)  # noqa: E731
         with GradCAM(net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
             wanted = library(batch, [ClassifierOutputTarget(output)] * len(batch))
         mine = scale_cam_image(scale_cam_image(maps[:, place], (SIZE, SIZE)))

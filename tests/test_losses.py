@@ -11,8 +11,18 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torchdistill.losses import mid_level
 
-from stages.core import objectives, plugins
-from stages.losses import dist_corr, logit_mse, mld, paper, sigmoid_kd, softmax_kl
+from stages.core import models, objectives, plugins
+from stages.losses import (
+    attention_transfer,
+    cam_transfer,
+    dist_corr,
+    logit_mse,
+    mld,
+    paper,
+    rkd,
+    sigmoid_kd,
+    softmax_kl,
+)
 
 
 def random(seed: int, rows: int = 5, findings: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +41,26 @@ def example(name: str) -> Any:
     return loss.Settings.model_validate(entry[name])
 
 
+def features(maps: Tensor, weights: Tensor) -> objectives.Features:
+    """Features of a net whose head is a mean over places and a linear layer."""
+    return objectives.Features(maps, maps.mean(dim=(2, 3)), lambda places: places @ weights.T, maps)
+
+
+def random_features(seed: int, channels: int, side: int, rows: int = 5, findings: int = 4) -> objectives.Features:
+    """Maps as after a ReLU, weights of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(rows, channels, side, side, dtype=torch.float64, generator=generator).relu()
+    return features(maps, torch.randn(findings, channels, dtype=torch.float64, generator=generator))
+
+
+def picked(given: objectives.Features, rows: Tensor) -> objectives.Features:
+    """The features of some films."""
+    return objectives.Features(given.maps[rows], given.embedding[rows], given.classify, given.source[rows])
+
+
 LOSSES = plugins.names("losses")
+OF_FEATURES = [name for name in LOSSES if plugins.load("losses", name).NEEDS == "features"]
+OF_LOGITS = [name for name in LOSSES if plugins.load("losses", name).NEEDS == "logits"]
 KD = sigmoid_kd.Settings(alpha=0.3, temperature=2.0)
 PAPER = paper.Settings(alpha=0.5, temperature=2.0, gamma=2.0, weight=1.0, reduction="mean")
 
@@ -120,9 +149,11 @@ def test_every_loss_ignores_the_order_of_films_and_pulls_to_the_teacher(seed: in
     given_settings = example(name)
     student, teacher, target = random(seed)
     order = torch.randperm(len(student), generator=torch.Generator().manual_seed(seed))
-    terms = loss.terms(objectives.signals(student, target, teacher), given_settings)
-    shuffled = loss.terms(objectives.signals(student[order], target[order], teacher[order]), given_settings)
-    at_teacher = loss.terms(objectives.signals(teacher, target, teacher), given_settings)
+    own, theirs = random_features(seed, channels=6, side=4), random_features(seed + 1, channels=3, side=2)
+    other = picked(own, order), picked(theirs, order)
+    terms = loss.terms(objectives.signals(student, target, teacher, (own, theirs)), given_settings)
+    shuffled = loss.terms(objectives.signals(student[order], target[order], teacher[order], other), given_settings)
+    at_teacher = loss.terms(objectives.signals(teacher, target, teacher, (theirs, theirs)), given_settings)
     for key, value in terms.items():
         assert value.item() == pytest.approx(shuffled[key].item(), rel=1e-9)
         assert key == "task" or at_teacher[key] <= value + 1e-12
@@ -132,14 +163,19 @@ def test_every_loss_ignores_the_order_of_films_and_pulls_to_the_teacher(seed: in
 def test_every_loss_is_flat_at_the_teacher_but_for_its_task(name: str) -> None:
     _, teacher, target = random(9)
     student = teacher.clone().requires_grad_()
-    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+    theirs = random_features(9, channels=6, side=4)
+    own = features(theirs.maps.clone().requires_grad_(), theirs.classify(torch.eye(6, dtype=torch.float64)).T)
+    signals = objectives.signals(student, target, teacher, (own, theirs))
+    terms = plugins.load("losses", name).terms(signals, example(name))
     assert set(terms) > {"task"}
     for key in terms.keys() - {"task"}:
-        (gradient,) = torch.autograd.grad(terms[key], student, retain_graph=True)
-        assert gradient.abs().max() < 1e-7, key
+        gradients = torch.autograd.grad(terms[key], (student, own.maps), retain_graph=True, allow_unused=True)
+        reached = [gradient for gradient in gradients if gradient is not None]
+        assert reached
+        assert all(gradient.abs().max() < 1e-7 for gradient in reached), key
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_LOGITS)
 def test_unannotated_elements_are_masked_in_the_task_and_taught_by_the_teacher(name: str) -> None:
     student, teacher, target = random(10)
     student.requires_grad_()
@@ -153,8 +189,8 @@ def test_unannotated_elements_are_masked_in_the_task_and_taught_by_the_teacher(n
     assert torch.isfinite(soft).all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_alpha_one_is_the_task_alone(name: str) -> None:
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_alpha_one_of_a_loss_of_logits_is_the_task_alone(name: str) -> None:
     student, teacher, target = random(11)
     hard_only = example(name).model_copy(update={"alpha": 1.0})
     terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), hard_only)
@@ -259,3 +295,141 @@ def test_a_loss_without_its_teacher_says_so() -> None:
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         sigmoid_kd.Settings(alpha=0.3, temperature=0.0)
+
+
+def test_every_loss_needs_logits_or_features() -> None:
+    assert sorted(OF_LOGITS + OF_FEATURES) == LOSSES
+    assert OF_FEATURES == ["attention_transfer", "cam_transfer", "rkd"]
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_loss_of_features_has_the_terms_of_sigmoid_kd_and_more(name: str) -> None:
+    student, teacher, target = random(20)
+    target[:, 1] = math.nan
+    pair = random_features(20, channels=6, side=4), random_features(21, channels=3, side=2)
+    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
+    for key, value in sigmoid_kd.terms(objectives.signals(student, target, teacher), KD).items():
+        assert terms.pop(key) == value
+    assert all(value > 0 for value in terms.values())
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_loss_of_features_is_zero_at_the_teacher(name: str) -> None:
+    _, teacher, target = random(21)
+    same = random_features(21, channels=6, side=4)
+    signals = objectives.signals(teacher, target, teacher, (same, same))
+    terms = plugins.load("losses", name).terms(signals, example(name))
+    assert all(terms[key] == 0 for key in terms.keys() - {"task", "kd"})
+
+
+@pytest.mark.parametrize("maps", [torch.zeros(5, 6, 4, 4), torch.ones(5, 6, 4, 4), torch.full((5, 6, 4, 4), 1e-30)])
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_gradients_of_a_loss_of_features_are_finite_for_a_dead_student_and_without_labels(
+    name: str, maps: Tensor
+) -> None:
+    student, teacher, target = random(22)
+    dead = maps.double().requires_grad_()
+    pair = features(dead, torch.ones(4, 6, dtype=torch.float64)), random_features(23, channels=3, side=2)
+    target[:3] = math.nan
+    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
+    (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), dead)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_loss_of_features_without_them_says_so(name: str) -> None:
+    student, teacher, target = random(24)
+    with pytest.raises(ValueError, match="needs a teacher's features"):
+        plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+
+
+def test_attention_by_hand() -> None:
+    """Energies (1, 0) and (9, 16) / 2: the directions (1, 0) and (9, 16) / sqrt(337)."""
+    student = torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64)
+    teacher = torch.tensor([[[[3.0, 0.0]], [[0.0, 4.0]]]], dtype=torch.float64)
+    pair = [features(maps, torch.ones(1, maps.shape[1], dtype=torch.float64)) for maps in (student, teacher)]
+    logits = torch.zeros(1, 1, dtype=torch.float64)
+    signals = objectives.signals(logits, logits, logits, (pair[0], pair[1]))
+    expected = (1 - 9 / math.sqrt(337)) ** 2 + 256 / 337
+    assert attention_transfer.terms(signals, example("attention_transfer"))["attention"] == pytest.approx(expected)
+
+
+def test_attention_agrees_with_torchdistill_but_for_the_mean_over_places() -> None:
+    student, teacher, target = random(25)
+    own, theirs = random_features(25, channels=6, side=4), random_features(26, channels=3, side=4)
+    signals = objectives.signals(student, target, teacher, (own, theirs))
+    ours = attention_transfer.terms(signals, example("attention_transfer"))["attention"]
+    place = {"io": "output", "path": "net"}
+    reference = mid_level.ATLoss({"pair": {"student": place, "teacher": place}}, mode="code")
+    assert ours.item() == pytest.approx(16 * reference(*outputs(own.maps, theirs.maps)).item(), rel=1e-10)
+
+
+def test_rkd_agrees_with_torchdistill() -> None:
+    student, teacher, target = random(27)
+    own, theirs = random_features(27, channels=6, side=4), random_features(28, channels=3, side=4)
+    terms = rkd.terms(objectives.signals(student, target, teacher, (own, theirs)), example("rkd"))
+    reference = mid_level.RKDLoss("net", "net", dist_factor=1.0, angle_factor=2.0, reduction="mean")
+    distance = reference.compute_rkd_distance_loss(theirs.embedding, own.embedding)
+    angle = reference.compute_rkd_angle_loss(theirs.embedding, own.embedding)
+    assert terms["distance"].item() == pytest.approx(distance.item(), rel=1e-8)
+    assert terms["angle"].item() == pytest.approx(2 * angle.item(), rel=1e-8)
+
+
+def test_rkd_does_not_see_an_embedding_moved_turned_and_scaled() -> None:
+    student, teacher, target = random(29)
+    theirs = random_features(29, channels=6, side=4)
+    turn, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(29)))
+    own = objectives.Features(theirs.maps, 3 * theirs.embedding @ turn + 5, theirs.classify, theirs.source)
+    terms = rkd.terms(objectives.signals(student, target, teacher, (own, theirs)), example("rkd"))
+    assert terms["distance"].item() == pytest.approx(0, abs=1e-20)
+    assert terms["angle"].item() == pytest.approx(0, abs=1e-20)
+
+
+def test_class_maps_by_hand_and_only_where_a_finding_is_present() -> None:
+    """Maps (1, 0) and (0, 1) of finding 0 are sqrt(2) apart; finding 1 is absent, and unknown in the second film."""
+    one, other = (torch.tensor([[[row]]] * 2, dtype=torch.float64) for row in ([1.0, 0.0], [0.0, 1.0]))
+    weights = torch.ones(2, 1, dtype=torch.float64)
+    pair = features(one, weights), features(other, weights)
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+
+    def maps(target: list[list[float]]) -> float:
+        signals = objectives.signals(logits, torch.tensor(target, dtype=torch.float64), logits, pair)
+        return cam_transfer.terms(signals, example("cam_transfer"))["maps"].item()
+
+    assert maps([[1.0, 0.0], [1.0, math.nan]]) == pytest.approx(2)
+    assert maps([[0.0, 0.0], [0.0, math.nan]]) == 0
+    assert maps([[math.nan] * 2] * 2) == 0
+
+
+def test_class_maps_of_absent_findings_pull_nowhere() -> None:
+    student, teacher, target = random(30)
+    weights = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(30)).requires_grad_()
+    pair = features(random_features(30, channels=6, side=4).maps, weights), random_features(31, channels=3, side=2)
+    target[:, 0], target[:, 1], target[:, 2:] = 0.0, math.nan, 1.0
+    terms = cam_transfer.terms(objectives.signals(student, target, teacher, pair), example("cam_transfer"))
+    (gradient,) = torch.autograd.grad(terms["maps"], weights)
+    assert gradient[:2].abs().max() == 0
+    assert gradient[2:].abs().max() > 0
+
+
+@pytest.mark.parametrize(("first", "second"), [((4, 4), (2, 2)), ((3, 5), (7, 2)), ((1, 1), (1, 1))])
+def test_maps_meet_on_the_coarser_grid_as_torch_pools_them(first: tuple[int, int], second: tuple[int, int]) -> None:
+    grids = [torch.rand(2, 3, *size, dtype=torch.float64) for size in (first, second)]
+    coarser = (min(first[0], second[0]), min(first[1], second[1]))
+    for ours, maps in zip(objectives.on_one_grid(grids[0], grids[1]), grids, strict=True):
+        assert torch.allclose(ours, torch.nn.functional.adaptive_avg_pool2d(maps, coarser))
+
+
+@pytest.mark.parametrize("name", ["eeea_net_c2", "resnet10t", "visformer_s", "autoformer_v2_t"])
+def test_features_come_with_the_very_logits_of_the_net(name: str) -> None:
+    """In eval mode; the class maps' mean and the bias make the logit where the head is no more than linear."""
+    model: Any = models.build_model(name, 3, 64, seed=5).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        logits, seen = objectives.with_features(model, images)
+        assert torch.equal(logits, model(images))
+        assert torch.equal(logits, model.get_classifier()(seen.embedding))
+        summed = seen.class_maps.mean(dim=(2, 3)) + model.get_classifier().bias
+    assert seen.maps.shape == (2, model.num_features, 2, 2)
+    assert seen.class_maps.shape == (2, 3, 2, 2)
+    assert name == "eeea_net_c2" or torch.allclose(summed, logits, atol=1e-5)

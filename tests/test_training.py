@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import owners
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor
 
-from stages.core import files, models, objectives, params, soft_labels, training
+from stages.core import files, models, objectives, params, plugins, soft_labels, training
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("student", "tiny", "eeea_net_c2", 0)
@@ -52,13 +55,31 @@ def cohort(tmp_path: Path) -> training.Cohort:
 
 
 def trainer(
-    cohort: training.Cohort, views: Any, *, soft: Any = None, terms: Any = None, seed: int = 1, **changes: Any
+    cohort: training.Cohort,
+    views: Any,
+    *,
+    soft: Any = None,
+    terms: Any = None,
+    teacher: Any = None,
+    seed: int = 1,
+    **changes: Any,
 ) -> Any:
     """A run of a few steps."""
     models.fix(threads=1)
     model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
     chosen = terms or objectives.undistilled
-    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft)
+    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft, teacher)
+
+
+def distilled(name: str, views: Any, **changes: Any) -> dict[str, Any]:
+    """What `trainer` takes for a loss with the settings of its docstring: terms, soft labels, and a teacher if needed."""
+    loss = plugins.load("losses", name)
+    entry = YAML(typ="safe").load(str(loss.__doc__).split("In params.yaml:\n")[1])[name]
+    return {
+        "terms": partial(loss.terms, settings=loss.Settings.model_validate(entry | changes)),
+        "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
+        "teacher": models.build_model("resnet10t", 2, 32, seed=5) if loss.NEEDS == "features" else None,
+    }
 
 
 def weights(model: torch.nn.Module) -> bytes:
@@ -73,15 +94,11 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(cohort: Any, views: A
     assert weights(runs[0][0]) != weights(runs[2][0])
 
 
+@pytest.mark.parametrize("loss", ["sigmoid_kd", "cam_transfer"])
 def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbed_one(
-    cohort: Any, views: Any, tmp_path: Path
+    cohort: Any, views: Any, tmp_path: Path, loss: str
 ) -> None:
-    from stages.losses import sigmoid_kd
-
-    kd: dict[str, Any] = {
-        "terms": partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0)),
-        "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
-    }
+    kd = distilled(loss, views)
     undisturbed, history = trainer(cohort, views, **kd).fit(tmp_path / "whole.pt")
 
     class Stopped(Exception):  # noqa: N818
@@ -174,6 +191,41 @@ def test_logging_the_pull_of_terms_changes_no_byte(
     assert all(row["kd_grad_ratio"] > 0 for row in history)
 
 
+@pytest.mark.parametrize("loss", ["attention_transfer", "rkd", "cam_transfer"])
+def test_a_loss_of_features_without_weight_trains_the_twin_and_leaves_the_teacher_alone(
+    cohort: Any, views: Any, tmp_path: Path, loss: str
+) -> None:
+    """Reading features changes no byte; with weight, the same run has other bytes and every term a pull."""
+    off: dict[str, Any] = {"distance": 0.0, "angle": 0.0} if loss == "rkd" else {"weight": 0.0}
+    twin, _ = trainer(cohort, views, steps=4).fit(tmp_path / "a.pt")
+    silent, _ = trainer(cohort, views, steps=4, **distilled(loss, views, alpha=1.0, **off)).fit(tmp_path / "b.pt")
+    assert weights(silent) == weights(twin)
+    kd = distilled(loss, views, alpha=1.0)
+    before = weights(kd["teacher"])
+    heard, history = trainer(cohort, views, steps=4, **kd).fit(tmp_path / "c.pt")
+    assert weights(heard) != weights(twin)
+    assert weights(kd["teacher"]) == before
+    assert all(parameter.grad is None for parameter in kd["teacher"].parameters())
+    terms = [key for key in history[0] if key.endswith("_grad_ratio") and key != "kd_grad_ratio"]
+    assert terms == (["distance_grad_ratio", "angle_grad_ratio"] if loss == "rkd" else [terms[0]])
+    assert all(row[key] > 0 for row in history for key in terms)
+
+
+def test_a_step_shows_the_teacher_the_very_input_of_the_student_in_eval_mode(cohort: Any, views: Any) -> None:
+    run = trainer(cohort, views, **distilled("attention_transfer", views))
+    seen: list[tuple[Tensor, bool]] = []
+    for model in (run.teacher, run.task.trainable_module):
+        original = model.forward_features
+        model.forward_features = lambda images, model=model, original=original: (
+            seen.append((images, model.training)) or original(images)
+        )
+    run.task.train()
+    run._step()
+    (teachers, teaching), (students, learning) = seen
+    assert teachers is students
+    assert (teaching, learning) == (False, True)
+
+
 def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see(
     cohort: Any, views: Any, tmp_path: Path
 ) -> None:
@@ -241,3 +293,37 @@ def test_a_cohort_without_validation_films_is_refused(tmp_path: Path) -> None:
     files.write_table(rows.assign(split="train"), folder / "rows.parquet")
     with pytest.raises(ValueError, match="has no val images"):
         training.load_cohort(folder)
+
+
+def test_only_a_loss_of_features_opens_and_runs_the_teacher(
+    cohort: Any, views: Any, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A loss of logits trains beside a teacher whose weights are rubbish; a loss of features needs them."""
+    from stages import distill
+
+    short = {"steps": 2, "batch_size": 8, "evaluations": 1, "checkpoint_steps": 5}
+    changes = {f"train__student__{key}": value for key, value in short.items()}
+    losses = {
+        "sigmoid_kd": {"alpha": 0.3, "temperature": 2.0},
+        "attention_transfer": {"alpha": 0.3, "temperature": 2.0, "weight": 1.0},
+    }
+    owners.project(project, losses=losses, **changes)
+    shutil.copytree(tmp_path / "cohort", project / "data/cohorts/joint")
+    seed = params.read(project / "params.yaml")["seed"]
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, project / "data/soft_labels/joint/resnet10t")
+    teacher = project / "data/models/teacher/joint/resnet10t"
+    about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": 32}
+    models.write(models.build_model("resnet10t", 2, 32), about, teacher)
+    cell = "--cohort joint --student eeea_net_c2 --teacher resnet10t --seed 0 --loss".split()
+    ran = []
+    original = objectives.with_features
+    monkeypatch.setattr(objectives, "with_features", lambda *given: ran.append(1) or original(*given))
+    distill.main([*cell, "attention_transfer"])
+    assert len(ran) == 4  # the teacher and the student, in two steps
+    files.write_json(about | {"findings": ["Mass", "Edema"]}, teacher / "model.json")
+    with pytest.raises(soft_labels.SoftLabelError, match=r"teacher resnet10t has outputs \['Mass', 'Edema'\] at 32 px"):
+        distill.main([*cell, "attention_transfer"])
+    (teacher / "weights.safetensors").write_bytes(b"rubbish")
+    distill.main([*cell, "sigmoid_kd"])
+    assert len(ran) == 4
+    assert (project / "data/models/distilled/joint/eeea_net_c2/resnet10t/sigmoid_kd/0/model.json").is_file()

@@ -146,6 +146,24 @@ def logits(model: nn.Module, films: Iterable[np.ndarray], device: torch.device) 
         return np.concatenate([model(to_input(batch, device)).float().cpu().numpy() for batch in films])
 
 
+def as_grid(features: Tensor, channels: int, name: str, model: nn.Module) -> Tensor:
+    """A layer's output as (batch, channel, height, width): it comes so, or channels last (Swin), or as tokens (ViT).
+
+    Raises:
+        ValueError: the layer has no grid.
+    """
+    if features.ndim == 4 and features.shape[1] == channels:
+        return features
+    if features.ndim == 4 and features.shape[3] == channels:
+        return features.permute(0, 3, 1, 2)
+    if features.ndim == 3 and features.shape[2] == channels:
+        patches = features[:, int(getattr(model, "num_prefix_tokens", 0)) :]
+        side = round(patches.shape[1] ** 0.5)
+        if side * side == patches.shape[1]:
+            return patches.transpose(1, 2).reshape(len(patches), channels, side, side)
+    raise ValueError(f"class maps need a grid of {channels} channels, got {tuple(features.shape)} from layer {name}")
+
+
 def in_batches(films: Images, size: int) -> Iterator[np.ndarray]:
     """All films in order, `size` at a time, uint8 (size, size_px, size_px)."""
     for start in range(0, len(films), size):

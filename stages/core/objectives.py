@@ -1,14 +1,67 @@
-"""What every loss is made of: masked means, and the signals that a loss reads.
+"""What every loss is made of: masked means, the signals that a loss reads, and the features of a net among them.
 
 A target that a data set never annotates is NaN. It is masked *before* the loss: `nan_to_num` afterwards still gives NaN
 gradients.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from stages.core import models
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a net sees in a batch, before it gives logits.
+
+    Attributes:
+        maps: the deepest feature maps, float (batch, channel, height, width).
+        embedding: what the classifier reads, float (batch, width).
+        classify: the head at single places: vectors of the maps, (place, channel), to logits without the classifier's
+            bias, float (place, finding).
+        source: what the net computed last before its head, in its own layout: logits and features all come from it.
+    """
+
+    maps: Tensor
+    embedding: Tensor
+    classify: Callable[[Tensor], Tensor]
+    source: Tensor
+
+    @property
+    def class_maps(self) -> Tensor:
+        """The logit of each finding at each place, without bias, float (batch, finding, height, width).
+
+        Where the head is a mean and a linear layer, these are the class activation maps of Zhou et al. (arXiv
+        1512.04150), whose mean and the bias make the logit; other heads (EEEA-Net's has a layer more) are read alike.
+        """
+        batch, channels, height, width = self.maps.shape
+        places = self.maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        return self.classify(places).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def with_features(model: Any, images: Tensor) -> tuple[Tensor, Features]:
+    """One forward pass of a timm model: the logits of `model(images)`, and the features that they come from.
+
+    Raises:
+        ValueError: the net's last layer has no grid.
+    """
+    source = model.forward_features(images)
+    embedding = model.forward_head(source, pre_logits=True)
+    classifier: nn.Linear = model.get_classifier()
+    channels: int = model.num_features
+    place = [channels if size == channels else 1 for size in source.shape[1:]]  # one place, in the net's own layout
+
+    def classify(places: Tensor) -> Tensor:
+        read = model.forward_head(places.reshape(-1, *place), pre_logits=True)
+        return functional.linear(read, classifier.weight).float()
+
+    maps = models.as_grid(source, channels, "forward_features", model).float()
+    return classifier(embedding).float(), Features(maps, embedding.float(), classify, source)
 
 
 @dataclass(frozen=True)
@@ -20,12 +73,14 @@ class Signals:
         target: labels in [0, 1] with unannotated ones as 0, float (batch, finding).
         annotated: where `target` counts, bool (batch, finding).
         teacher: the teacher's logits of the same views, float (batch, finding); None for an undistilled model.
+        features: the student's and the teacher's features of the same views; None unless the loss asks for them.
     """
 
     student: Tensor
     target: Tensor
     annotated: Tensor
     teacher: Tensor | None = None
+    features: tuple[Features, Features] | None = None
 
     @property
     def soft(self) -> Tensor:
@@ -38,11 +93,27 @@ class Signals:
             raise ValueError("this loss needs a teacher's logits and was given none")
         return self.teacher
 
+    @property
+    def seen(self) -> tuple[Features, Features]:
+        """The student's features and the teacher's.
 
-def signals(student: Tensor, target: Tensor, teacher: Tensor | None = None) -> Signals:
+        Raises:
+            ValueError: there are none.
+        """
+        if self.features is None:
+            raise ValueError("this loss needs a teacher's features and was given none")
+        return self.features
+
+
+def signals(
+    student: Tensor,
+    target: Tensor,
+    teacher: Tensor | None = None,
+    features: tuple[Features, Features] | None = None,
+) -> Signals:
     """Split a target with NaN into values and mask."""
     annotated = ~torch.isnan(target)
-    return Signals(student, torch.where(annotated, target, 0.0), annotated, teacher)
+    return Signals(student, torch.where(annotated, target, 0.0), annotated, teacher, features)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -54,6 +125,31 @@ def bce(given: Signals) -> Tensor:
     """Binary cross-entropy over the annotated elements, the task loss of twins and of most distilled students."""
     loss = functional.binary_cross_entropy_with_logits(given.student, given.target, reduction="none")
     return masked_mean(loss, given.annotated)
+
+
+def softened(given: Signals, alpha: float, temperature: float) -> dict[str, Tensor]:
+    """The terms of `sigmoid_kd`, which the losses of features add theirs to: `task` and `kd`."""
+    soft = torch.sigmoid(given.soft / temperature)
+    kd = functional.binary_cross_entropy_with_logits(given.student / temperature, soft)
+    return {"task": alpha * bce(given), "kd": (1 - alpha) * temperature**2 * kd}
+
+
+def on_one_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (batch, map, height, width) of two nets, both averaged onto the coarser of their two grids.
+
+    As torch's adaptive average pooling, but as a matrix product: on GPUs the pooling has no gradient that is the same
+    twice.
+    """
+    height, width = (min(first.shape[axis], second.shape[axis]) for axis in (2, 3))
+
+    def averaged(maps: Tensor) -> Tensor:
+        down, across = (
+            functional.adaptive_avg_pool1d(torch.eye(maps.shape[axis], device=maps.device, dtype=maps.dtype), size)
+            for axis, size in ((2, height), (3, width))
+        )
+        return torch.einsum("bmhw,hy,wx->bmyx", maps, down, across)
+
+    return averaged(first), averaged(second)
 
 
 def undistilled(given: Signals) -> dict[str, Tensor]:

@@ -5,13 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from stages.core import files
+from stages.core import files, models
 from stages.core.training import Cohort
 
 
 class SoftLabelError(ValueError):
     """Soft labels do not belong to the cohort that they are used with."""
+
+
+def load_teacher(folder: Path, cohort: Cohort) -> nn.Module:
+    """A trained teacher in eval mode.
+
+    Raises:
+        SoftLabelError: it has other outputs or another input size than the cohort.
+    """
+    model, about = models.load_model(folder)
+    if about["findings"] != cohort.findings or about["size_px"] != cohort.about["size_px"]:
+        raise SoftLabelError(
+            f"teacher {about['architecture']} has outputs {about['findings']} at {about['size_px']} px, "
+            f"{cohort.about['cohort']} has {cohort.findings} at {cohort.about['size_px']} px: run `make repro`, which "
+            "trains it again"
+        )
+    return model
 
 
 def identity(cohort: Cohort, views: Any, seed: int) -> dict[str, Any]:

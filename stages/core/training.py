@@ -101,39 +101,53 @@ def val_auroc(model: nn.Module, val: Part, batch_size: int, device: torch.device
 
 
 class Task(MultiLabelClassificationTask):
-    """timm's multi-label task with a masked loss made of named terms, and the teacher's logits beside the target."""
+    """timm's multi-label task with a masked loss made of named terms, and what the teacher says beside the target."""
 
     def __init__(self, model: nn.Module, terms: Terms, device: torch.device) -> None:
         super().__init__(model, criterion=nn.Identity(), device=device, verbose=False)
         self.terms = terms
 
-    def forward(self, input: Tensor, target: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:  # noqa: A002
-        """The loss, its terms and the logits.
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - as timm names it
+        target: Tensor,
+        teacher: Tensor | None = None,
+        features: objectives.Features | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss, its terms, the logits (`output`), and what all terms were computed from (`source`).
 
         Args:
             input: (batch, 3, size_px, size_px).
             target: (batch, finding), NaN where a label does not count.
             teacher: the teacher's logits (batch, finding), for a distilled student.
+            features: the teacher's, for a loss that needs them.
         """
-        output = self.trainable_module(input).float()
-        terms = self.terms(objectives.signals(output, target, teacher))
-        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, **terms}
+        if features is None:
+            output = source = self.trainable_module(input).float()
+            terms = self.terms(objectives.signals(output, target, teacher))
+        else:
+            output, own = objectives.with_features(self.trainable_module, input)
+            source = own.source
+            terms = self.terms(objectives.signals(output, target, teacher, (own, features)))
+        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "source": source, **terms}
 
 
-def gradient_ratios(terms: dict[str, Tensor], logits: Tensor) -> dict[str, float]:
+def gradient_ratios(terms: dict[str, Tensor], source: Tensor) -> dict[str, float]:
     """How strongly each term pulls beside the task: the norm of its gradient over the norm of the task's, in one batch.
 
-    The gradients are those at the logits, so that no layer of the net runs backward and no parameter is touched.
+    The gradients are those at the logits, so that no layer of the net runs backward and no parameter is touched. Terms
+    of a loss of features bypass the logits: there the gradients are those at the output of the last layer before the
+    head, and only the head runs backward.
 
     Args:
         terms: of one step, as `Task` gives them.
-        logits: what they were computed from.
+        source: what they were computed from: the student's logits, or what its logits and features come from.
 
     Returns:
         `<term>_grad_ratio` of each term but the task; NaN where the task has no gradient (a weight of 0).
     """
     norms = {
-        name: torch.autograd.grad(value, logits, retain_graph=True)[0].norm().item()
+        name: torch.autograd.grad(value, source, retain_graph=True)[0].norm().item()
         for name, value in terms.items()
         if name != "loss"
     }
@@ -163,6 +177,7 @@ class Trainer:
         names: what this training's own randomness is seeded with.
         device: where it runs.
         soft: the teacher's logits of each view, float16 (views, training rows, findings).
+        teacher: the net itself, for a loss that needs its features; it runs in eval mode, in float32, on every batch.
     """
 
     def __init__(
@@ -176,9 +191,11 @@ class Trainer:
         names: tuple[str | int, ...],
         device: torch.device,
         soft: np.ndarray | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.cohort, self.settings, self.views, self.seed = cohort, settings, views, seed
         self.names, self.device, self.soft = names, device, soft
+        self.teacher = teacher.to(device).eval().requires_grad_(False) if teacher else None
         self.task = Task(model.to(device), terms, device)
         self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
         self.task.trainable_module_ema = self.averaged
@@ -247,9 +264,12 @@ class Trainer:
         teacher = None
         if self.soft is not None:
             teacher = torch.from_numpy(self.soft[numbers, rows].astype(np.float32)).to(self.device)
+        images, features = models.to_input(films, self.device), None
+        if self.teacher is not None:
+            _, features = objectives.with_features(self.teacher, images)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-            result = self.task(models.to_input(films, self.device), target, teacher)
-        output = result.pop("output")
+            result = self.task(images, target, teacher, features)
+        output, source = result.pop("output"), result.pop("source")
         values = {name: value.item() for name, value in result.items()}
         if not math.isfinite(values["loss"]):
             shown = ", ".join(train.rows["image"].iloc[rows[:4]])
@@ -259,7 +279,7 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         if progress.step + 1 in self.due:
-            self._ratios = gradient_ratios(result, output)
+            self._ratios = gradient_ratios(result, source)
         result["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.task.get_clip_parameters(), settings.clip_norm)
         self.optimizer.step()
@@ -355,6 +375,7 @@ def train(
     threads: int,
     checkpoint: Path,
     soft: np.ndarray | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Build a model and train it on a cohort (arguments as of `build_model` and `Trainer`).
 
@@ -367,7 +388,7 @@ def train(
     model = models.build_model(architecture, len(cohort.findings), size_px, start, seeds.integer("init", seed, *names))
     start_at_prevalence(model, cohort.train.targets)
     depthwise.speed_up(model)
-    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft)
+    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher)
     averaged, history = trainer.fit(checkpoint)
     about = {
         "architecture": architecture,

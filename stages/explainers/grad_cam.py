@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.core import models
+
 
 def maps(model: nn.Module, images: Tensor, outputs: list[int], max_stride: int) -> np.ndarray:
     """Class maps in units of the logit, zero where nothing speaks for the finding.
@@ -51,8 +53,8 @@ def maps(model: nn.Module, images: Tensor, outputs: list[int], max_stride: int) 
         hook.remove()
         for module, mode in modes:
             module.training = mode
-    features = _as_grid(leaves[0].detach(), channels, name, model)  # (batch, channel, height, width)
-    weights = torch.stack([_as_grid(slope, channels, name, model).mean(dim=(2, 3)) for slope in slopes], dim=1)
+    features = models.as_grid(leaves[0].detach(), channels, name, model)  # (batch, channel, height, width)
+    weights = torch.stack([models.as_grid(slope, channels, name, model).mean(dim=(2, 3)) for slope in slopes], dim=1)
     return torch.einsum("bfk,bkhw->bfhw", weights, features).relu().float().cpu().numpy()
 
 
@@ -73,17 +75,3 @@ def target_layer(model: nn.Module, max_stride: int) -> tuple[str, int]:
     is_plain_transformer = hasattr(model, "num_prefix_tokens") and len(fine) > 1
     chosen = fine[-2 if is_plain_transformer else -1]
     return chosen["module"], chosen["num_chs"]
-
-
-def _as_grid(features: Tensor, channels: int, name: str, model: nn.Module) -> Tensor:
-    """A layer's output as (batch, channel, height, width): it comes so, or channels last (Swin), or as tokens (ViT)."""
-    if features.ndim == 4 and features.shape[1] == channels:
-        return features
-    if features.ndim == 4 and features.shape[3] == channels:
-        return features.permute(0, 3, 1, 2)
-    if features.ndim == 3 and features.shape[2] == channels:
-        patches = features[:, int(getattr(model, "num_prefix_tokens", 0)) :]
-        side = round(patches.shape[1] ** 0.5)
-        if side * side == patches.shape[1]:
-            return patches.transpose(1, 2).reshape(len(patches), channels, side, side)
-    raise ValueError(f"grad_cam needs a grid of {channels} channels, got {tuple(features.shape)} from layer {name}")

@@ -14,12 +14,10 @@ In params.yaml:
       temperature: 2.0             # softens both sides
 """
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional
 
-from stages.core.objectives import Signals, bce
+from stages.core.objectives import Signals, softened
 
 NEEDS = "logits"
 
@@ -34,9 +32,4 @@ class Settings(BaseModel):
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task` and `kd`, see the module."""
-    soft = torch.sigmoid(given.soft / settings.temperature)
-    kd = functional.binary_cross_entropy_with_logits(given.student / settings.temperature, soft)
-    return {
-        "task": settings.alpha * bce(given),
-        "kd": (1 - settings.alpha) * settings.temperature**2 * kd,
-    }
+    return softened(given, settings.alpha, settings.temperature)
