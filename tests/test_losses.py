@@ -412,12 +412,20 @@ def test_class_maps_of_absent_findings_pull_nowhere() -> None:
     assert gradient[2:].abs().max() > 0
 
 
-@pytest.mark.parametrize(("first", "second"), [((4, 4), (2, 2)), ((3, 5), (7, 2)), ((1, 1), (1, 1))])
+@pytest.mark.parametrize(("first", "second"), [((4, 4), (2, 2)), ((3, 5), (7, 2)), ((1, 2), (4, 4))])
 def test_maps_meet_on_the_coarser_grid_as_torch_pools_them(first: tuple[int, int], second: tuple[int, int]) -> None:
     grids = [torch.rand(2, 3, *size, dtype=torch.float64) for size in (first, second)]
     coarser = (min(first[0], second[0]), min(first[1], second[1]))
     for ours, maps in zip(objectives.on_one_grid(grids[0], grids[1]), grids, strict=True):
         assert torch.allclose(ours, torch.nn.functional.adaptive_avg_pool2d(maps, coarser))
+
+
+@pytest.mark.parametrize("name", ["attention_transfer", "cam_transfer"])
+def test_a_grid_of_one_place_is_refused_by_a_loss_that_compares_places(name: str) -> None:
+    student, teacher, target = random(32)
+    pair = random_features(32, channels=6, side=2), random_features(33, channels=3, side=1)
+    with pytest.raises(ValueError, match=r"more than one, got grids of \(2, 2\) and \(1, 1\): raise ingest"):
+        plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
 
 
 @pytest.mark.parametrize("name", ["eeea_net_c2", "resnet10t", "visformer_s", "autoformer_v2_t"])

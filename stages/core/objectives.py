@@ -139,8 +139,16 @@ def on_one_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
     As torch's adaptive average pooling, but as a matrix product: on GPUs the pooling has no gradient that is the same
     twice.
+
+    Raises:
+        ValueError: the coarser grid has one place, so that there is nothing to compare.
     """
     height, width = (min(first.shape[axis], second.shape[axis]) for axis in (2, 3))
+    if height * width == 1:
+        raise ValueError(
+            f"this loss compares places and needs more than one, got grids of {tuple(first.shape[2:])} and "
+            f"{tuple(second.shape[2:])}: raise ingest.size_px in params.yaml, or choose another loss"
+        )
 
     def averaged(maps: Tensor) -> Tensor:
         down, across = (
