@@ -97,7 +97,7 @@ def test_a_file_that_holds_no_keys_says_so(tmp_path: Path, text: str, message: s
 def test_a_stage_cannot_read_what_it_does_not_declare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv(params.DECLARED, "seed threads")
-    assert params.load("seed", "threads") == (17, 2)
+    assert params.load("seed", "threads") == (17, 1)
     with pytest.raises(params.ParamsError, match="differ: views"):
         params.load("seed", "threads", "views")
 
