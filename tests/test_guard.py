@@ -118,7 +118,7 @@ def test_wrong_params_stop_the_stage_before_any_work(tmp_path: Path) -> None:
     text = (
         (folder / "params.yaml")
         .read_text()
-        .replace("threads: 2 ", "threads: two ")
+        .replace("threads: 1 ", "threads: two ")
         .replace("workers: 2 ", "wrkers: 2 ")
     )
     (folder / "params.yaml").write_text(text)
