@@ -3,13 +3,14 @@
 Reads data/labels/<dataset>.parquet and data/predictions/ (every model that params.yaml declares).
 Writes reports/metrics/<dataset>.json: how many images and patients, positives and negatives per finding, AUROC and
 average precision of each model per finding and as the means that the field reports, and the differences distilled
-minus twin, distilled minus teacher and teacher minus twin on the same images and bootstrap replicates.
+minus twin, distilled minus teacher and teacher minus twin on the same images and bootstrap replicates; distilled minus
+twin also of the mean over seeds, with its spread.
 Stops on predictions that are missing, undeclared, not finite, of unknown images, or that differ in their images
 between models.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ SHARED = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")  # CheXpert, Irvin et al. 2019
 JUDGED_BY_STUDY = {"chexpert": {"competition5": COMPETITION}}  # data set -> mean -> findings
 NOT_AN_OUTPUT = "not an output of this model"
+ONE_SEED = "one seed has no spread"
 DECIMALS = 6
 
 
@@ -59,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Areas:
-    """AUROC and average precision of a model, or a difference of two models'.
+    """AUROC and average precision of a model, their mean over models, or a difference of two such.
 
     Attributes:
         auroc: (1 + replicate, finding); the first row is the estimate, the others bootstrap replicates.
@@ -72,6 +74,11 @@ class Areas:
     def minus(self, other: "Areas") -> "Areas":
         """The paired difference."""
         return Areas(self.auroc - other.auroc, self.ap - other.ap)
+
+    @classmethod
+    def mean(cls, parts: Sequence["Areas"]) -> "Areas":
+        """The mean of several, replicate by replicate: what is resampled stays the patients."""
+        return cls(np.mean([part.auroc for part in parts], axis=0), np.mean([part.ap for part in parts], axis=0))
 
 
 def means_of(dataset: str, evaluated: list[str]) -> dict[str, Mean]:
@@ -242,14 +249,15 @@ class Evaluation:
         )
         self.areas: dict[tuple[str, str], Areas] = dict(zip(keys, found, strict=True))
 
-    def of(self, model: str, less: str | None, confidence: float) -> dict[str, Any]:
-        """The scores of a model, or of the difference from another, per finding and as means."""
+    def of(self, models: Sequence[str], less: Sequence[str], confidence: float) -> dict[str, Any]:
+        """The scores of models, averaged, per finding and as means; their difference from `less`, averaged, if any."""
 
         def areas(unit: str) -> Areas:
-            return self.areas[unit, model] if less is None else self.areas[unit, model].minus(self.areas[unit, less])
+            averaged = Areas.mean([self.areas[unit, model] for model in models])
+            return averaged.minus(Areas.mean([self.areas[unit, model] for model in less])) if less else averaged
 
         def shown(scored: dict[str, Any]) -> dict[str, Any]:
-            return scored if less is None else as_difference(scored)
+            return as_difference(scored) if less else scored
 
         sample = self.samples["image"]
         per_finding = {}
@@ -257,7 +265,7 @@ class Evaluation:
             scored = score(areas("image"), column, confidence)
             if not is_spread(sample.targets[:, column], sample.patients):
                 scored |= dict.fromkeys(("low", "high", "ap_low", "ap_high"))
-            per_finding[finding] = shown(scored) | {"reason": self.reason(model, column)}
+            per_finding[finding] = shown(scored) | {"reason": self.reason(models[0], column)}
         means = {}
         for name, mean in self.means.items():
             columns = [self.samples[mean.unit].findings.index(finding) for finding in mean.findings]
@@ -274,6 +282,60 @@ class Evaluation:
         return metrics.undefined_because(sample.targets[:, column])
 
 
+def spread(values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+    """The standard deviation over seeds of each of these; null, with its reason, where there is none.
+
+    Args:
+        values: what it is of -> a value a seed, `None` where it is undefined.
+    """
+    given = [value for side in values.values() for value in side]
+    reason = "undefined" if None in given else ONE_SEED if len(given) == len(values) else None
+    if reason:
+        return {"deviation": None, "deviation_reason": reason}
+    deviation = {side: rounded(np.std(np.array(of_side, float), ddof=1)) for side, of_side in values.items()}
+    return {"deviation": deviation, "deviation_reason": None}
+
+
+def over_seeds(
+    evaluation: Evaluation,
+    models: list[cells.Model],
+    scored: dict[str, Any],
+    comparisons: dict[str, dict[str, Any]],
+    confidence: float,
+) -> dict[str, Any]:
+    """Distilled minus twin of the mean over seeds, for students that differ in nothing else.
+
+    Args:
+        evaluation: the areas of all models.
+        models: teachers, twins and distilled students.
+        scored: model id -> its scores.
+        comparisons: kind -> the differences of each pair.
+        confidence: of the intervals, which resample patients and hold the seeds as they are.
+
+    Returns:
+        The ids without their seeds, `<distilled> - <twin>`, -> the differences; each mean also has the AUROC of both
+        and their difference per seed, and the standard deviations of these.
+    """
+    groups: dict[str, list[cells.Model]] = {}
+    for model in models:
+        if model.kind == "distilled":
+            key = " - ".join(side.id.rpartition("/")[0] for side in (model, model.twin()))
+            groups.setdefault(key, []).append(model)
+    found = {}
+    for key, distilled in groups.items():
+        sides = {"distilled": [model.id for model in distilled], "twin": [model.twin().id for model in distilled]}
+        compared = evaluation.of(sides["distilled"], sides["twin"], confidence)
+        for name, mean in compared["means"].items():
+            values = {side: [scored[model]["means"][name]["auroc"] for model in ids] for side, ids in sides.items()}
+            values["difference"] = [
+                comparisons["distilled_minus_twin"][f"{model.id} - {model.twin().id}"]["means"][name]["difference"]
+                for model in distilled
+            ]
+            mean |= {"per_seed": values} | spread(values)
+        found[key] = compared | {"seeds": [model.seed for model in distilled]}
+    return found
+
+
 def evaluate(sample: Sample, studies: NDArray[Any], dataset: str, models: list[cells.Model], settings: Any, seed: int,
              workers: int) -> dict[str, Any]:  # fmt: skip
     """Everything that reports/metrics/<dataset>.json holds, but for the counts of images."""
@@ -287,19 +349,21 @@ def evaluate(sample: Sample, studies: NDArray[Any], dataset: str, models: list[c
     evaluation = Evaluation(samples, means, weights, workers)
     comparisons: dict[str, dict[str, Any]] = {}
     for kind, model, less in pairs(models):
-        compared = evaluation.of(model.id, less.id, settings.confidence) | {"minus": less.id}
+        compared = evaluation.of([model.id], [less.id], settings.confidence) | {"minus": less.id}
         if kind == "distilled_minus_teacher":
             for mean in compared["means"].values():
                 mean["non_inferior"] = None if mean["low"] is None else mean["low"] > -settings.margin
         comparisons.setdefault(kind, {})[f"{model.id} - {less.id}"] = compared
+    scored = {model.id: evaluation.of([model.id], [], settings.confidence) for model in models}
     return {
         "dataset": dataset,
         "settings": settings.model_dump(),
         "rows": {unit: len(sample.targets) for unit, sample in samples.items()} | {"patient": patients},
         "findings": describe_findings(sample, settings.min_positives),
         "means": {name: {"findings": list(mean.findings), "unit": mean.unit} for name, mean in means.items()},
-        "models": {model.id: evaluation.of(model.id, None, settings.confidence) for model in models},
+        "models": scored,
         "comparisons": comparisons,
+        "over_seeds": over_seeds(evaluation, models, scored, comparisons, settings.confidence),
     }
 
 

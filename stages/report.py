@@ -192,6 +192,18 @@ def tabulate(models: list[cells.Model], metrics: dict[str, Any], headline: Any) 
     return rows
 
 
+def tabulate_seeds(models: list[cells.Model], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every distilled student over its seeds: the difference of the means from its twin, and the spread."""
+    first = min(model.seed for model in models if model.kind == "distilled")
+    rows = []
+    for model in models:
+        if model.kind == "distilled" and model.seed == first:
+            key = " - ".join(side.id.rpartition("/")[0] for side in (model, model.twin()))
+            scores = [metrics[dataset]["over_seeds"][key]["means"][mean] for dataset, mean in columns_of(metrics)]
+            rows.append({"model": model, "scores": scores})
+    return rows
+
+
 def cross(trios: dict[str, dict[str, cells.Model]], metrics: dict[str, Any], cohorts: Any) -> list[dict[str, Any]]:
     """Train-on/test-on: for each cohort and kind, the mean over the shared findings on each data set."""
     return [
@@ -307,6 +319,7 @@ def describe(
         "checks": check(summaries, curves[shown["twin"].id], settings["margin"], settings["plateau"]),
         "columns": columns_of(metrics),
         "results": tabulate(models, metrics, headline),
+        "over_seeds": tabulate_seeds(models, metrics),
         "matrix": cross(trios, metrics, cohorts),
         "per_finding": {dataset: per_finding(measured, shown) for dataset, measured in metrics.items()},
         "curves": draw_curves(curves, models, headline),

@@ -18,6 +18,7 @@ ALSO = params.AlsoDistill(cohorts=["one"], losses=["kd"])
 LOSSES = {"kd": 0, "other": 0}
 DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, [0], ALSO, HEADLINE)
 MODELS = cells.models(*DECLARED)
+THREE_SEEDS = cells.models(*DECLARED[:4], [0, 1, 2], *DECLARED[5:])
 COLUMNS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Hernia"]
 OF_ONE = COLUMNS[:5]  # the cohort `one` never saw Hernia
 
@@ -38,7 +39,7 @@ def make_labels(images: int = 240, dataset: str = "chexpert") -> pd.DataFrame:
 
 def predict(labels: pd.DataFrame, model: cells.Model, dataset: str = "chexpert") -> pd.DataFrame:
     """Logits that are better for a teacher than for a distilled student than for a twin."""
-    rng = np.random.default_rng(len(model.id))
+    rng = np.random.default_rng(len(model.id) + 100 * max(model.seed, 0))
     noise = {"teacher": 0.5, "distilled": 1.0, "twin": 3.0}[model.kind]
     columns = OF_ONE if model.cohort == "one" else COLUMNS
     logits = labels[columns].to_numpy() + noise * rng.standard_normal((len(labels), len(columns)))
@@ -48,14 +49,16 @@ def predict(labels: pd.DataFrame, model: cells.Model, dataset: str = "chexpert")
     return table
 
 
-def run(labels: pd.DataFrame, dataset: str = "chexpert", **changed: pd.DataFrame) -> dict[str, Any]:
+def run(
+    labels: pd.DataFrame, dataset: str = "chexpert", models: list[cells.Model] = MODELS, **changed: pd.DataFrame
+) -> dict[str, Any]:
     """The result for these labels, with the table of a model id replaced."""
-    tables = {model.id: predict(labels, model) for model in MODELS} | changed
+    tables = {model.id: predict(labels, model) for model in models} | changed
     predictions = {model: evaluate.select(table, "chexpert", model) for model, table in tables.items()}
     test = evaluate.match(labels, predictions)
     sample = evaluate.image_sample(test, predictions, COLUMNS)
     studies = (test["patient"] + "/" + test["study"]).to_numpy(str)
-    return evaluate.evaluate(sample, studies, dataset, MODELS, SETTINGS, seed=0, workers=1)
+    return evaluate.evaluate(sample, studies, dataset, models, SETTINGS, seed=0, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,60 @@ def test_a_model_less_a_copy_of_itself_is_exactly_zero() -> None:
     compared = run(labels, **{"twin/joint/small/0": same})["comparisons"]["teacher_minus_twin"]
     mean = compared["teacher/joint/big - twin/joint/small/0"]["means"]["all"]
     assert (mean["difference"], mean["low"], mean["high"], mean["excludes_zero"]) == (0, 0, 0, False)
+
+
+KD, TWIN = "distilled/joint/small/big/kd", "twin/joint/small"
+
+
+def test_with_one_seed_the_difference_of_means_is_that_of_the_seed_and_the_spread_is_null(
+    result: dict[str, Any],
+) -> None:
+    over = result["over_seeds"][f"{KD} - {TWIN}"]
+    paired = result["comparisons"]["distilled_minus_twin"][f"{KD}/0 - {TWIN}/0"]
+    assert over["seeds"] == [0]
+    assert over["findings"] == paired["findings"]
+    for name, mean in paired["means"].items():
+        assert {key: over["means"][name][key] for key in mean} == mean
+        assert over["means"][name]["per_seed"]["difference"] == [mean["difference"]]
+        assert (over["means"][name]["deviation"], over["means"][name]["deviation_reason"]) == (None, evaluate.ONE_SEED)
+
+
+def test_the_difference_over_seeds_is_the_mean_of_the_seeds_with_their_spread(result: dict[str, Any]) -> None:
+    several = run(make_labels(), models=THREE_SEEDS)
+    assert set(several["over_seeds"]) == set(result["over_seeds"])
+    mean = several["over_seeds"][f"{KD} - {TWIN}"]["means"]["all"]
+    values = {
+        side: [several["models"][f"{model}/{seed}"]["means"]["all"]["auroc"] for seed in range(3)]
+        for side, model in (("distilled", KD), ("twin", TWIN))
+    }
+    values["difference"] = list(np.subtract(values["distilled"], values["twin"]))
+    assert len(set(values["difference"])) == 3
+    for side, expected in values.items():
+        assert mean["per_seed"][side] == pytest.approx(expected, abs=2e-6)
+        assert mean["deviation"][side] == pytest.approx(np.std(expected, ddof=1), abs=2e-6)
+    assert mean["difference"] == pytest.approx(np.mean(values["difference"]), abs=2e-6)
+
+
+def test_the_interval_over_seeds_averages_the_seeds_within_each_replicate() -> None:
+    labels = make_labels()
+    rng = np.random.default_rng(0)
+    replicates = {f"{side}/{seed}": rng.random((201, 1)) for side in "ab" for seed in range(3)}
+    evaluation = evaluate.Evaluation.__new__(evaluate.Evaluation)
+    sample = evaluate.Sample(["Edema"], labels[["Edema"]].to_numpy(float), np.arange(len(labels)) // 4,
+                             {model: np.zeros((len(labels), 1), np.float32) for model in replicates})  # fmt: skip
+    evaluation.samples, evaluation.means = {"image": sample}, {"all": evaluate.Mean(("Edema",))}
+    evaluation.areas = {("image", model): evaluate.Areas(values, values) for model, values in replicates.items()}
+    found = evaluation.of(["a/0", "a/1", "a/2"], ["b/0", "b/1", "b/2"], 0.9)["means"]["all"]
+    averaged = np.mean([replicates[f"a/{seed}"] - replicates[f"b/{seed}"] for seed in range(3)], axis=0)[:, 0]
+    assert found["difference"] == pytest.approx(averaged[0], abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(averaged[1:], [0.05, 0.95])), abs=1e-6)
+
+
+def test_a_mean_that_no_finding_defines_has_no_spread() -> None:
+    labels = make_labels()
+    labels[COLUMNS] = findings.ABSENT
+    mean = run(labels, models=THREE_SEEDS)["over_seeds"][f"{KD} - {TWIN}"]["means"]["all"]
+    assert (mean["difference"], mean["deviation"], mean["deviation_reason"]) == (None, None, "undefined")
 
 
 def test_non_inferiority_needs_the_low_end_above_the_margin(result: dict[str, Any]) -> None:

@@ -30,10 +30,10 @@ COHORTS["joint"] = SimpleNamespace(datasets=list(DATASETS))
 LOSSES = ("sigmoid_kd", "paper")
 
 
-def declared(losses: tuple[str, ...] = LOSSES) -> tuple[Any, ...]:
+def declared(losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What `params.load(*cells.PARAMS)` gives."""
     also = params.AlsoDistill(cohorts=list(DATASETS), losses=["sigmoid_kd"])
-    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), [0], also, HEADLINE
+    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), list(seeds), also, HEADLINE
 
 
 def outputs(cohort: str) -> list[str]:
@@ -60,9 +60,9 @@ def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[s
     return result | {"without_prediction": 3}
 
 
-def fill(folder: Path, losses: tuple[str, ...] = LOSSES) -> None:
+def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> None:
     """Write under `folder` what the stages before the report would."""
-    models = cells.models(*declared(losses))
+    models = cells.models(*declared(losses, seeds))
     for dataset in DATASETS:
         files.write_json(measure(dataset, models), folder / f"metrics/{dataset}.json")
     for place, model in enumerate(models):
@@ -120,9 +120,9 @@ def explained(cohort: str) -> dict[str, Any]:
 NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
 
 
-def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom") -> tuple[Any, ...]:
+def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom", seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What the stage gets from params."""
-    return *declared(losses), "Distilled <chest> X-ray classifiers", pixels, NOISE, DATASETS
+    return *declared(losses, seeds), "Distilled <chest> X-ray classifiers", pixels, NOISE, DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +261,27 @@ def test_a_removed_loss_leaves_no_trace(project: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(params, "load", lambda *_: loaded(losses=losses))
     html, markdown = written(project)
     assert "paper" not in html + markdown
+
+
+def test_several_seeds_show_their_mean_and_spread_and_one_seed_does_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all("sd " not in page and "over seeds" not in page.lower() for page in written(project))
+    shutil.rmtree(project / "reports")
+    fill(project / "reports", seeds=(0, 1))
+    monkeypatch.setattr(params, "load", lambda *_: loaded(seeds=(0, 1)))
+    html, markdown = written(project)
+    assert "#seeds" in Page(html).links
+    measured = files.read_json(project / "reports/metrics/padchest.json")
+    key = "distilled/joint/eeea_net_c2/resnet18/paper - twin/joint/eeea_net_c2"
+    mean = measured["over_seeds"][key]["means"]["all"]
+    spread = f"; sd {charts.number(mean['deviation']['difference'])}"
+    assert ", ".join(map(charts.signed, mean["per_seed"]["difference"])) + spread in html
+    table = markdown[markdown.index("## Over seeds") : markdown.index("## Cost")]
+    row = next(line for line in table.splitlines() if "eeea_net_c2, paper from resnet18" in line)
+    shown = f"{charts.signed(mean['difference'])} ({charts.between(mean['low'], mean['high'], True)})"
+    assert row.split(" | ")[-1] == f"{shown}, sd {charts.number(mean['deviation']['difference'])} |"
+    assert row.count("|") == table.splitlines()[4].count("|")
 
 
 @pytest.mark.parametrize(
