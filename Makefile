@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
 
-.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity bench
+.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity bench kd-gain
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -56,6 +56,9 @@ readme: setup  ## copy the reports' result tables into README.md
 
 bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
 	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+kd-gain: setup  ## does distillation help, with three seeds and settings chosen on validation (hours; after make repro)
+	@python -m benchmarks.kd_gain
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

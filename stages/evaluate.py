@@ -154,8 +154,15 @@ def study_sample(sample: Sample, studies: NDArray[np.str_], chosen: list[str]) -
     return Sample(chosen, highest(sample.targets), sample.patients[first], scores)
 
 
+def draw(sample: Sample, dataset: str, replicates: int, seed: int) -> NDArray[np.uint16]:
+    """How often each patient counts, (patient, 1 + replicate): once in the first column, as drawn in the others."""
+    patients = int(sample.patients.max()) + 1
+    drawn = metrics.patient_weights(patients, replicates, seeds.of("bootstrap", dataset, seed))
+    return np.concatenate([np.ones((patients, 1), drawn.dtype), drawn], axis=1)
+
+
 def areas_of(sample: Sample, model: str, weights: NDArray[Any]) -> Areas:
-    """The areas of one model; `weights` is (patient, 1 + replicate) with ones in its first column."""
+    """The areas of one model; `weights` is what `draw` gave."""
     scores = sample.scores[model]
     is_output = ~np.isnan(scores).all(axis=0)
     auroc = np.full((weights.shape[1], len(sample.findings)), np.nan)
@@ -343,9 +350,7 @@ def evaluate(sample: Sample, studies: NDArray[Any], dataset: str, models: list[c
     samples = {"image": sample}
     if chosen := {finding for mean in means.values() if mean.unit == "study" for finding in mean.findings}:
         samples["study"] = study_sample(sample, studies, findings.in_order(chosen))
-    patients = int(sample.patients.max()) + 1
-    drawn = metrics.patient_weights(patients, settings.replicates, seeds.of("bootstrap", dataset, seed))
-    weights = np.concatenate([np.ones((patients, 1), drawn.dtype), drawn], axis=1)
+    weights = draw(sample, dataset, settings.replicates, seed)
     evaluation = Evaluation(samples, means, weights, workers)
     comparisons: dict[str, dict[str, Any]] = {}
     for kind, model, less in pairs(models):
@@ -358,7 +363,7 @@ def evaluate(sample: Sample, studies: NDArray[Any], dataset: str, models: list[c
     return {
         "dataset": dataset,
         "settings": settings.model_dump(),
-        "rows": {unit: len(sample.targets) for unit, sample in samples.items()} | {"patient": patients},
+        "rows": {unit: len(sample.targets) for unit, sample in samples.items()} | {"patient": len(weights)},
         "findings": describe_findings(sample, settings.min_positives),
         "means": {name: {"findings": list(mean.findings), "unit": mean.unit} for name, mean in means.items()},
         "models": scored,

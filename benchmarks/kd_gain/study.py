@@ -1,0 +1,391 @@
+"""The study of `make kd-gain`: trials on validation, the choice, trainings with it, and one look at the test films.
+
+Each training is a folder below data/kd_gain, named after the hash of all that it depends on: a killed study goes on.
+"""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import model_validator
+from ruamel.yaml import YAML
+
+from stages import evaluate, predict, report
+from stages.core import charts, files, findings, models, objectives, params, plugins, soft_labels, training
+
+TWIN = "twin"
+KEPT = Path("data/kd_gain")
+STAGES = Path(training.__file__).parent.parent
+CODE = ("core/depthwise.py", "core/images.py", "core/models.py", "core/objectives.py", "core/seeds.py",
+        "core/training.py")  # fmt: skip
+WINS = 2  # data sets on which the whole interval is wanted above 0
+
+
+class StudyError(RuntimeError):
+    """The study cannot go on; the message says what to do."""
+
+
+class Study(params.Section):
+    """study.yaml."""
+
+    choose_on: str
+    cohorts: list[str]
+    trial_seed: int
+    seeds: list[int]
+    paper: str
+    steps: params.Count
+    evaluations: params.Count
+    trials: dict[str, list[dict[str, Any]]]
+
+    @model_validator(mode="after")
+    def _is_fair(self) -> "Study":
+        numbers = {name: len(trials) for name, trials in self.trials.items()}
+        if len(set(numbers.values())) > 1:
+            raise ValueError(f"trials must be as many for the twin and each loss, got {numbers}")
+        if missing := {TWIN, self.paper} - set(self.trials):
+            raise ValueError(f"trials must have {', '.join(sorted(missing))}")
+        if self.choose_on not in self.cohorts:
+            raise ValueError(f"choose_on must be one of cohorts, got {self.choose_on}")
+        if self.trial_seed in self.seeds:
+            raise ValueError(f"trial_seed must not be one of seeds, got {self.trial_seed}")
+        return self
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all trainings share: params.yaml's values, and the hashes of what is trained on.
+
+    Attributes:
+        study: study.yaml.
+        schedule: `train.student` with the study's steps and evaluations.
+        inputs: cohort -> path -> SHA-256, of the cohort's files and the teacher's soft labels.
+    """
+
+    study: Study
+    seed: int
+    threads: int
+    views: Any
+    schedule: Any
+    architecture: str
+    start: Any
+    teacher: str
+    inputs: dict[str, dict[str, str]]
+
+
+def soft_folder(cohort: str, teacher: str) -> Path:
+    """Where a teacher's logits lie."""
+    return files.input(f"data/soft_labels/{cohort}/{teacher}")
+
+
+def plan(schedule: Any, method: str, trial: dict[str, Any]) -> tuple[Any, training.Terms]:
+    """The schedule and the loss of a trial: its `lr` is the schedule's, all else are settings of the loss.
+
+    Raises:
+        pydantic.ValidationError: a setting is missing, unknown or out of range.
+    """
+    given = dict(trial)
+    settings = params.Training.model_validate(schedule.model_dump() | {"lr": given.pop("lr", None)})
+    if method == TWIN:
+        return settings, objectives.undistilled
+    loss = plugins.load("losses", method)
+    return settings, partial(loss.terms, settings=loss.Settings.model_validate(given))
+
+
+def setup(file: Path) -> Setup:
+    """Read the study and params.yaml, and hash the inputs."""
+    study = Study.model_validate(YAML(typ="safe").load(file))
+    seed, threads, views, schedule, students, headline = params.load(
+        "seed", "threads", "views", "train.student", "students", "headline"
+    )
+    plugins.load("models", headline.student)
+    inputs = {}
+    for cohort in study.cohorts:
+        folders = files.input(f"data/cohorts/{cohort}"), soft_folder(cohort, headline.teacher)
+        inputs[cohort] = {
+            path.as_posix(): files.sha256(path) for folder in folders for path in sorted(folder.iterdir())
+        }
+    schedule = schedule.model_copy(update={"steps": study.steps, "evaluations": study.evaluations})
+    for method, trials in study.trials.items():
+        for trial in trials:
+            plan(schedule, method, trial)  # a wrong setting stops the study before any work
+    return Setup(study, seed, threads, views, schedule, headline.student, students[headline.student],
+                 headline.teacher, inputs)  # fmt: skip
+
+
+def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], seed: int) -> Path:
+    """The folder of one training, which is made if it is not there.
+
+    Args:
+        given: what all trainings share.
+        cohort_name: what it trains on.
+        method: `twin`, or a loss.
+        trial: `lr` and the settings of the loss.
+        seed: the student's; a twin and a distilled student of one seed start from the same weights.
+    """
+    settings, terms = plan(given.schedule, method, trial)
+    code = [*CODE, f"models/{given.architecture}.py", *([] if method == TWIN else [f"losses/{method}.py"])]
+    facts = {
+        "cohort": cohort_name, "method": method, "trial": trial, "student_seed": seed, "seed": given.seed,
+        "threads": given.threads, "torch": torch.__version__, "views": given.views.model_dump(),
+        "settings": settings.model_dump(), "architecture": given.architecture, "start": given.start.model_dump(),
+        "inputs": given.inputs[cohort_name], "code": {name: files.sha256(STAGES / name) for name in code},
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder, checkpoint = KEPT / key, KEPT / f"{key}.pt"
+    if folder.exists():
+        return folder
+    KEPT.mkdir(parents=True, exist_ok=True)
+    cohort = training.load_cohort(files.input(f"data/cohorts/{cohort_name}"))
+    soft = None
+    if method != TWIN:
+        soft = soft_labels.read(soft_folder(cohort_name, given.teacher), cohort, given.views, given.seed)
+    names = ("student", cohort_name, given.architecture, seed)
+    model, about, history = training.train(
+        cohort, given.architecture, given.start, terms, settings, given.views, given.seed, names, given.threads,
+        checkpoint, soft,
+    )  # fmt: skip
+    with files.output(folder.as_posix()) as made:
+        models.write(model, about, made)
+        training.write_history(history, made / "curve.csv")
+        files.write_json(facts, made / "facts.json")
+    files.remove(checkpoint)
+    return folder
+
+
+def curve_of(folder: Path) -> pd.DataFrame:
+    """The learning curve of a training."""
+    return pd.read_csv(folder / "curve.csv")
+
+
+def choose(given: Setup) -> dict[str, Any]:
+    """Train every trial and choose, for the twin and for each loss, the best at its end on validation.
+
+    Returns:
+        What choice.yaml holds: `loss`, the best of all losses, and of each method its trials and the chosen one.
+    """
+    study = given.study
+    found: dict[str, Any] = {}
+    for method, trials in study.trials.items():
+        folders = [train(given, study.choose_on, method, trial, study.trial_seed) for trial in trials]
+        values = [round(report.late_gain(curve_of(folder))[0], evaluate.DECIMALS) for folder in folders]
+        best = int(np.argmax(values))
+        tried = [trial | {"val_auroc": value} for trial, value in zip(trials, values, strict=True)]
+        found[method] = {"chosen": trials[best], "val_auroc": values[best], "trials": tried}
+    losses = [method for method in found if method != TWIN]
+    return {
+        "loss": max(losses, key=lambda method: found[method]["val_auroc"]),
+        "methods": found,
+        "inputs": given.inputs[study.choose_on],
+    }
+
+
+def write_choice(choice: dict[str, Any], path: Path) -> None:
+    """Write the choice, unless it is there as it is."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = None
+    if path.exists() and yaml.load(path) == choice:
+        return
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(choice, file)
+
+
+def require_committed(path: Path) -> None:
+    """Check that a file is in git's last commit as it is.
+
+    Raises:
+        StudyError: it is not.
+    """
+    command = ["git", "status", "--porcelain", "--ignored", "--", path.name]
+    changed = subprocess.run(command, cwd=path.parent, check=True, capture_output=True, text=True).stdout
+    if changed:
+        raise StudyError(f"the choice must be committed before the test films are read: commit {path} and run again")
+
+
+def final(given: Setup, choice: dict[str, Any]) -> dict[str, dict[str, list[Path]]]:
+    """Train the twin, the chosen loss and the paper's on every cohort: cohort -> method -> a folder a seed."""
+    study = given.study
+    methods = list(dict.fromkeys([TWIN, choice["loss"], study.paper]))
+    return {
+        cohort: {
+            method: [train(given, cohort, method, choice["methods"][method]["chosen"], seed) for seed in study.seeds]
+            for method in methods
+        }
+        for cohort in study.cohorts
+    }
+
+
+def read_test(
+    folders: dict[str, list[Path]], datasets: dict[str, list[str]], settings: Any, seed: int, device: torch.device
+) -> dict[str, dict[str, np.ndarray]]:
+    """Mean AUROC on test films: data set -> method -> (seed, 1 + replicate), the estimate first.
+
+    Args:
+        folders: method -> a folder a seed.
+        datasets: data set -> the findings that it evaluates.
+        settings: `evaluate` of params.yaml.
+        seed: the run's, which the patients are drawn with: the same ones for all models.
+        device: where the models run.
+    """
+    labels, images, tables = files.input("data/labels"), files.input("data/images"), {}
+    for method, of_method in folders.items():
+        for number, folder in enumerate(of_method):
+            model, about = models.load_model(folder)
+            table = predict.predictions(model.to(device), about["findings"], labels, images, sorted(datasets), device)
+            tables[f"{method}/{number}"] = table
+    found = {}
+    for dataset, evaluated in datasets.items():
+        predictions = {model: evaluate.select(table, dataset, model) for model, table in tables.items()}
+        test = evaluate.match(files.read_table(labels / f"{dataset}.parquet"), predictions)
+        sample = evaluate.image_sample(test, predictions, findings.in_order(set(evaluated)))
+        means = evaluate.means_of(dataset, sample.findings)
+        chosen = means[report.main_mean({"means": means})].findings
+        columns = [sample.findings.index(finding) for finding in chosen]
+        weights = evaluate.draw(sample, dataset, settings.replicates, seed)
+        found[dataset] = {
+            method: np.stack([
+                mean_of(evaluate.areas_of(sample, f"{method}/{number}", weights).auroc[:, columns])
+                for number in range(len(of_method))
+            ])
+            for method, of_method in folders.items()
+        }  # fmt: skip
+    return found
+
+
+def mean_of(areas: np.ndarray) -> np.ndarray:
+    """The mean over the findings whose estimate is defined, (1 + replicate,)."""
+    return areas[:, ~np.isnan(areas[0])].mean(axis=1)
+
+
+def compare(tested: dict[str, np.ndarray], confidence: float) -> dict[str, Any]:
+    """Each method over the mean of its seeds, and its paired difference from the twin.
+
+    Args:
+        tested: method -> (seed, 1 + replicate).
+        confidence: of the intervals.
+    """
+    found = {}
+    for method, areas in tested.items():
+        scored = evaluate.estimate(areas.mean(axis=0), "auroc", "", confidence)
+        values = {"auroc": [evaluate.rounded(value) for value in areas[:, 0]]}
+        if method != TWIN:
+            less = areas - tested[TWIN]
+            scored["minus_twin"] = evaluate.estimate(less.mean(axis=0), "difference", "", confidence)
+            values["difference"] = [evaluate.rounded(value) for value in less[:, 0]]
+        found[method] = scored | {"per_seed": values} | evaluate.spread(values)
+    return found
+
+
+def judge(tests: dict[str, Any], loss: str) -> dict[str, bool]:
+    """What was wanted of the chosen loss, and whether it holds (`joint` is the mean of the data sets)."""
+    gains = {name: of_test[loss]["minus_twin"] for name, of_test in tests.items()}
+    above = {name: gain["low"] is not None and gain["low"] > 0 for name, gain in gains.items()}
+    return {
+        "interval above 0 on at least two data sets": sum(above[name] for name in above if name != "joint") >= WINS,
+        "interval above 0 on joint": above.get("joint", False),
+        "all differences positive": all(gain["difference"] > 0 for gain in gains.values()),
+    }
+
+
+def flatten(folders: list[Path]) -> list[dict[str, Any]]:
+    """A learning curve a seed, with what it gained in the last quarter of its schedule."""
+    found = []
+    for folder in folders:
+        curve = curve_of(folder)
+        points = [[int(step), round(auroc, 4)] for step, auroc in zip(curve["step"], curve["val_auroc"], strict=True)]
+        end, gained = report.late_gain(curve)
+        found.append({"val_auroc": round(end, 4), "late_gain": round(gained, 4), "points": points})
+    return found
+
+
+def run(folder: Path) -> None:
+    """The whole study: choice.yaml, then result.json and result.md in `folder`, which has study.yaml.
+
+    Raises:
+        StudyError: the choice is not committed, or the test films were read with another one.
+    """
+    given = setup(folder / "study.yaml")
+    choice = choose(given)
+    write_choice(choice, folder / "choice.yaml")
+    chosen_sha256 = files.sha256(folder / "choice.yaml")
+    result_file = folder / "result.json"
+    if result_file.exists() and files.read_json(result_file)["choice_sha256"] != chosen_sha256:
+        raise StudyError(
+            f"the test films were read with another choice, so that this one is not blind: {result_file} says with "
+            "which; remove it to read them again, and say so beside the result"
+        )
+    trained = final(given, choice)
+    require_committed(folder / "choice.yaml")
+    cohorts, evaluated, settings = params.load("cohorts", "datasets", "evaluate")
+    device = models.fix(given.threads)
+    tests = {}
+    for cohort, folders in trained.items():
+        datasets = {dataset: evaluated[dataset].findings for dataset in cohorts[cohort].datasets}
+        tested = read_test(folders, datasets, settings, given.seed, device)
+        if len(tested) > 1:
+            tested["joint"] = {method: np.mean([of[method] for of in tested.values()], axis=0) for method in folders}
+        tests[cohort] = {name: compare(of_test, settings.confidence) for name, of_test in tested.items()}
+    result = {
+        "study": given.study.model_dump(),
+        "schedule": given.schedule.model_dump(),
+        "params_sha256": files.sha256(params.FILE),
+        "choice_sha256": chosen_sha256,
+        "inputs": given.inputs,
+        "architecture": given.architecture,
+        "teacher": given.teacher,
+        "confidence": settings.confidence,
+        "replicates": settings.replicates,
+        "loss": choice["loss"],
+        "chosen": {method: choice["methods"][method]["chosen"] for method in trained[given.study.choose_on]},
+        "tests": tests,
+        "verdict": judge(tests[given.study.choose_on], choice["loss"]),
+        "curves": {
+            cohort: {method: flatten(of_method) for method, of_method in folders.items()}
+            for cohort, folders in trained.items()
+        },
+    }
+    (folder / "result.md").write_text(page(result), encoding="utf-8")
+    files.write_json(result, result_file)
+
+
+def page(result: dict[str, Any]) -> str:
+    """result.md."""
+    methods = list(result["chosen"])
+    gains = [method for method in methods if method != TWIN]
+    lines = [
+        "# Does distillation help?", "",
+        f"Student `{result['architecture']}`, teacher `{result['teacher']}`, {result['study']['steps']} steps, mean "
+        f"over the seeds {', '.join(map(str, result['study']['seeds']))}. Settings were chosen on the validation films "
+        f"of `{result['study']['choose_on']}` ([choice.yaml](choice.yaml)), each method with as many trials, before "
+        f"the test films were read. Chosen loss: `{result['loss']}`. Intervals: {100 * result['confidence']:g}% of "
+        f"{result['replicates']} patient-bootstrap replicates of the mean over seeds, differences paired; the standard "
+        "deviation over seeds behind them. The row `joint` is the mean of the data sets.", "",
+        "| trained on | tested on | twin | " + " | ".join(f"{gain} {charts.MINUS} twin" for gain in gains) + " |",
+        "|---|---|---:|" + "---:|" * len(gains),
+    ]  # fmt: skip
+    for cohort, tests in result["tests"].items():
+        for name, test in tests.items():
+            twin = test[TWIN]
+            cells = [f"{charts.number(twin['auroc'])} ({charts.between(twin['low'], twin['high'])})"]
+            for gain in gains:
+                less, deviation = test[gain]["minus_twin"], test[gain]["deviation"]
+                shown = f"{charts.signed(less['difference'])} ({charts.between(less['low'], less['high'], True)})"
+                cells.append(shown + (f", sd {charts.number(deviation['difference'])}" if deviation else ""))
+            lines.append(f"| {cohort} | {name} | {' | '.join(cells)} |")
+    lines += ["", f"Wanted of `{result['loss']}` on `{result['study']['choose_on']}`:", ""]
+    lines += [f"- {claim}: {'yes' if holds else '**no**'}" for claim, holds in result["verdict"].items()]
+    lines += ["", "| trained on | method | validation AUROC at the end | gained in the last quarter | settings |"]
+    lines += ["|---|---|---:|---:|---|"]
+    for cohort, curves in result["curves"].items():
+        for method in methods:
+            ends = ", ".join(charts.number(curve["val_auroc"]) for curve in curves[method])
+            late = ", ".join(charts.signed(curve["late_gain"]) for curve in curves[method])
+            chosen = ", ".join(f"{key} {value}" for key, value in result["chosen"][method].items())
+            lines.append(f"| {cohort} | {method} | {ends} | {late} | {chosen} |")
+    return "\n".join([*lines, ""])
