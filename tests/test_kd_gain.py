@@ -118,7 +118,7 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     monkeypatch.setattr(training, "train", counted)
     monkeypatch.setattr(study, "read_test", refused)
     with pytest.raises(study.StudyError, match=r"commit .*choice\.yaml and run again"):
-        study.run(folder)
+        study.run(folder, lanes=1)
     choice = YAML(typ="safe").load(folder / "choice.yaml")
     methods = len({study.TWIN, choice["loss"], "paper"})
     assert len(set(calls)) == len(calls) == 6 + 2 * methods  # trials, then each method with each seed
@@ -134,7 +134,7 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
 
     commit()
     monkeypatch.setattr(study, "read_test", read_test)
-    study.run(folder)
+    study.run(folder, lanes=1)
     assert len(calls) == 6 + 2 * methods
     result, page = files.read_json(folder / "result.json"), (folder / "result.md").read_text(encoding="utf-8")
     assert set(result["tests"]["joint"]) == {*DATASETS, "joint"}
@@ -150,7 +150,7 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     result["choice_sha256"] = "0" * 64
     files.write_json(result, folder / "result.json")
     with pytest.raises(study.StudyError, match="not blind"):
-        study.run(folder)
+        study.run(folder, lanes=1)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
 def test_an_unfair_or_wrong_study_stops_before_any_training(folder: Path, change: dict[str, Any], message: str) -> None:
     write(folder, STUDY | change)
     with pytest.raises(ValueError, match=message):
-        study.run(folder)
+        study.run(folder, lanes=1)
     assert not study.KEPT.exists()
 
 

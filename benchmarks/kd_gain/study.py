@@ -5,6 +5,7 @@ Each training is a folder below data/kd_gain, named after the hash of all that i
 
 import hashlib
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from pydantic import model_validator
 from ruamel.yaml import YAML
 
@@ -23,8 +25,8 @@ from stages.core import charts, files, findings, models, objectives, params, plu
 TWIN = "twin"
 KEPT = Path("data/kd_gain")
 STAGES = Path(training.__file__).parent.parent
-CODE = ("core/depthwise.py", "core/images.py", "core/models.py", "core/objectives.py", "core/seeds.py",
-        "core/training.py")  # fmt: skip
+CODE = ("core/depthwise.py", "core/images.py", "core/metrics.py", "core/models.py", "core/objectives.py",
+        "core/seeds.py", "core/training.py")  # fmt: skip
 WINS = 2  # data sets on which the whole interval is wanted above 0
 
 
@@ -159,12 +161,17 @@ def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], se
     return folder
 
 
+def train_all(given: Setup, tasks: list[tuple[str, str, dict[str, Any], int]], lanes: int) -> list[Path]:
+    """The folders of many trainings (arguments as of `train`), so many at a time, each in a process of its own."""
+    return list(Parallel(n_jobs=lanes)(delayed(train)(given, *task) for task in tasks))
+
+
 def curve_of(folder: Path) -> pd.DataFrame:
     """The learning curve of a training."""
     return pd.read_csv(folder / "curve.csv")
 
 
-def choose(given: Setup) -> dict[str, Any]:
+def choose(given: Setup, lanes: int = 1) -> dict[str, Any]:
     """Train every trial and choose, for the twin and for each loss, the best at its end on validation.
 
     Returns:
@@ -172,8 +179,14 @@ def choose(given: Setup) -> dict[str, Any]:
     """
     study = given.study
     found: dict[str, Any] = {}
+    tasks = [
+        (study.choose_on, method, trial, study.trial_seed)
+        for method, trials in study.trials.items()
+        for trial in trials
+    ]
+    made = iter(train_all(given, tasks, lanes))
     for method, trials in study.trials.items():
-        folders = [train(given, study.choose_on, method, trial, study.trial_seed) for trial in trials]
+        folders = [next(made) for _ in trials]
         values = [round(report.late_gain(curve_of(folder))[0], evaluate.DECIMALS) for folder in folders]
         best = int(np.argmax(values))
         tried = [trial | {"val_auroc": value} for trial, value in zip(trials, values, strict=True)]
@@ -208,17 +221,18 @@ def require_committed(path: Path) -> None:
         raise StudyError(f"the choice must be committed before the test films are read: commit {path} and run again")
 
 
-def final(given: Setup, choice: dict[str, Any]) -> dict[str, dict[str, list[Path]]]:
+def final(given: Setup, choice: dict[str, Any], lanes: int = 1) -> dict[str, dict[str, list[Path]]]:
     """Train the twin, the chosen loss and the paper's on every cohort: cohort -> method -> a folder a seed."""
     study = given.study
     methods = list(dict.fromkeys([TWIN, choice["loss"], study.paper]))
-    return {
-        cohort: {
-            method: [train(given, cohort, method, choice["methods"][method]["chosen"], seed) for seed in study.seeds]
-            for method in methods
-        }
+    tasks = [
+        (cohort, method, choice["methods"][method]["chosen"], seed)
         for cohort in study.cohorts
-    }
+        for method in methods
+        for seed in study.seeds
+    ]
+    made = iter(train_all(given, tasks, lanes))
+    return {cohort: {method: [next(made) for _ in study.seeds] for method in methods} for cohort in study.cohorts}
 
 
 def read_test(
@@ -304,14 +318,19 @@ def flatten(folders: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, lanes: int | None = None) -> None:
     """The whole study: choice.yaml, then result.json and result.md in `folder`, which has study.yaml.
+
+    Args:
+        folder: where it lies.
+        lanes: trainings at a time; as many as the cores have room for if None.
 
     Raises:
         StudyError: the choice is not committed, or the test films were read with another one.
     """
     given = setup(folder / "study.yaml")
-    choice = choose(given)
+    lanes = lanes or max(1, (os.cpu_count() or 1) // given.threads)
+    choice = choose(given, lanes)
     write_choice(choice, folder / "choice.yaml")
     chosen_sha256 = files.sha256(folder / "choice.yaml")
     result_file = folder / "result.json"
@@ -320,7 +339,7 @@ def run(folder: Path) -> None:
             f"the test films were read with another choice, so that this one is not blind: {result_file} says with "
             "which; remove it to read them again, and say so beside the result"
         )
-    trained = final(given, choice)
+    trained = final(given, choice, lanes)
     require_committed(folder / "choice.yaml")
     cohorts, evaluated, settings = params.load("cohorts", "datasets", "evaluate")
     device = models.fix(given.threads)
