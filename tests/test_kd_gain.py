@@ -16,10 +16,11 @@ from stages.core import files, params, soft_labels, training
 DATASETS = ("chestxray14", "chexpert", "padchest")
 FINDINGS = ["Effusion", "Pneumothorax"]
 SIZE_PX = 32
+FILE = Path("toy.yaml")
 STUDENT = "resnet10t"  # quicker to build and to train than the default student
 STUDY = {
-    "choose_on": "joint", "cohorts": ["joint"], "trial_seed": 9, "seeds": [0, 1], "paper": "paper", "steps": 4,
-    "evaluations": 4,
+    "choose_on": "joint", "cohorts": ["joint"], "trial_seed": 9, "seeds": [0, 1], "paper": "paper", "views": 2,
+    "trial_steps": 4, "steps": 5, "evaluations": 4, "teacher": None,
     "trials": {
         "twin": [{"lr": 0.1}, {"lr": 0.2}],
         "sigmoid_kd": [{"lr": 0.1, "alpha": 0.3, "temperature": 2.0}, {"lr": 0.1, "alpha": 0.0, "temperature": 1.0}],
@@ -50,7 +51,7 @@ def draw(dataset: str, count: int = 36) -> tuple[pd.DataFrame, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a study in a project with what `make repro` leaves of a cohort, committed."""
+    """Where the study's result goes, in a project with what `make repro` leaves of a cohort, committed."""
     changes: dict[str, Any] = {f"datasets__{dataset}__findings": FINDINGS for dataset in DATASETS}
     changes["students"] = {STUDENT: {"pretrained": False, "checkpoint": None, "checkpoint_sha256": None}}
     owners.project(
@@ -78,27 +79,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(cohort / "targets.npy", rows[FINDINGS].to_numpy(np.float32))
     files.write_json({"cohort": "joint", "findings": FINDINGS, "size_px": SIZE_PX}, cohort / "cohort.json")
     seed, views, teacher = params.load("seed", "views", "headline.teacher")
+    views = views.model_copy(update={"count": STUDY["views"]})
     loaded = training.load_cohort(cohort)
     logits = np.broadcast_to(4 * loaded.train.targets - 2, (views.count, *loaded.train.targets.shape))
     soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}")
-    made = tmp_path / "benchmarks/kd_gain"
+    made = tmp_path / "reports/kd_gain"
     made.mkdir(parents=True)
-    write(made, STUDY)
+    write(STUDY)
     git("init", "-q")
-    git("add", "benchmarks")
+    git("add", FILE.name)
     git("commit", "-qm", "Study")
     return made
 
 
-def write(folder: Path, values: dict[str, Any]) -> None:
-    """Write study.yaml."""
-    with (folder / "study.yaml").open("w") as file:
+def write(values: dict[str, Any]) -> None:
+    """Write the study's file."""
+    with FILE.open("w") as file:
         YAML(typ="safe").dump(values, file)
 
 
 def commit() -> None:
     """Commit the choice."""
-    git("add", "benchmarks/kd_gain/choice.yaml")
+    git("add", "reports/kd_gain/toy.choice.yaml")
     git("commit", "-qm", "Choice")
 
 
@@ -118,8 +120,8 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     monkeypatch.setattr(training, "train", counted)
     monkeypatch.setattr(study, "read_test", refused)
     with pytest.raises(study.StudyError, match=r"commit .*choice\.yaml and run again"):
-        study.run(folder, lanes=1)
-    choice = YAML(typ="safe").load(folder / "choice.yaml")
+        study.run(FILE, folder, lanes=1)
+    choice = YAML(typ="safe").load(folder / "toy.choice.yaml")
     methods = len({study.TWIN, choice["loss"], "paper"})
     assert len(set(calls)) == len(calls) == 6 + 2 * methods  # trials, then each method with each seed
     for method, tried in choice["methods"].items():
@@ -134,9 +136,9 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
 
     commit()
     monkeypatch.setattr(study, "read_test", read_test)
-    study.run(folder, lanes=1)
+    study.run(FILE, folder, lanes=1)
     assert len(calls) == 6 + 2 * methods
-    result, page = files.read_json(folder / "result.json"), (folder / "result.md").read_text(encoding="utf-8")
+    result, page = files.read_json(folder / "toy.json"), (folder / "toy.md").read_text(encoding="utf-8")
     assert set(result["tests"]["joint"]) == {*DATASETS, "joint"}
     for loss in {choice["loss"], "paper"}:
         gains = {name: test[loss]["minus_twin"]["difference"] for name, test in result["tests"]["joint"].items()}
@@ -147,10 +149,32 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     )
     assert [len(curve["points"]) for curve in result["curves"]["joint"]["twin"]] == [4, 4]
 
+    assert [len(pd.read_csv(path)) for path in study.KEPT.glob("*/curve.csv")] == [4] * len(calls)
+
     result["choice_sha256"] = "0" * 64
-    files.write_json(result, folder / "result.json")
+    files.write_json(result, folder / "toy.json")
     with pytest.raises(study.StudyError, match="not blind"):
-        study.run(folder, lanes=1)
+        study.run(FILE, folder, lanes=1)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_teacher_of_the_study_is_trained_once_and_what_its_students_learn_from() -> None:
+    short = {"steps": 4, "evaluations": 4, "batch_size": 4, "bf16": False}
+    write(STUDY | {"teacher": {"architecture": STUDENT, **short}})
+    first, again = study.setup(FILE), study.setup(FILE)
+    assert first == again
+    assert first.teacher == STUDENT
+    assert len(list(study.KEPT.iterdir())) == 1
+    write(STUDY | {"teacher": {"architecture": STUDENT, "lr": 0.01, **short}})
+    other = study.setup(FILE)
+    logits = [np.load(given.soft["joint"] / "logits.npy") for given in (first, other)]
+    assert logits[0].shape == (STUDY["views"], 36, len(FINDINGS))
+    assert not np.array_equal(*logits)
+    theirs, ours = (
+        {path: value for path, value in given.inputs["joint"].items() if path.endswith("logits.npy")}
+        for given in (other, first)
+    )
+    assert set(theirs.values()) != set(ours.values())
 
 
 @pytest.mark.parametrize(
@@ -165,15 +189,17 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     ],
 )
 def test_an_unfair_or_wrong_study_stops_before_any_training(folder: Path, change: dict[str, Any], message: str) -> None:
-    write(folder, STUDY | change)
+    write(STUDY | change)
     with pytest.raises(ValueError, match=message):
-        study.run(folder, lanes=1)
+        study.run(FILE, folder, lanes=1)
     assert not study.KEPT.exists()
 
 
-def test_the_committed_study_is_a_valid_one() -> None:
-    given = study.Study.model_validate(YAML(typ="safe").load(Path(study.__file__).with_name("study.yaml")))
-    parsed = params.parse(params.read(Path(__file__).parent.parent / "params.yaml"))
+@pytest.mark.parametrize(("name", "file"), [("drawn", "params.yaml")])
+def test_a_committed_study_is_a_valid_one(name: str, file: str) -> None:
+    root = Path(__file__).parent.parent
+    given = study.Study.model_validate(YAML(typ="safe").load(root / f"benchmarks/kd_gain/{name}.yaml"))
+    parsed = params.parse(params.read(root / file))
     assert set(given.cohorts) <= set(parsed.cohorts)
     schedule = parsed.train.student.model_copy(update={"steps": given.steps, "evaluations": given.evaluations})
     for method, trials in given.trials.items():

@@ -1,12 +1,20 @@
 """`make kd-gain`: see `benchmarks.kd_gain.study`."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from benchmarks.kd_gain import study
 
+STUDIES = Path(__file__).parent
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
+    parser.add_argument("--into", type=Path, required=True, help="folder of choice and result, in a git checkout")
+    parser.add_argument("--lanes", type=int, help="trainings at a time; by default the cores over `threads`")
+    args = parser.parse_args()
     try:
-        study.run(Path(__file__).parent)
+        study.run(STUDIES / f"{args.study}.yaml", args.into, args.lanes)
     except study.StudyError as error:
         sys.exit(str(error))

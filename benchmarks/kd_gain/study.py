@@ -1,13 +1,14 @@
 """The study of `make kd-gain`: trials on validation, the choice, trainings with it, and one look at the test films.
 
 Each training is a folder below data/kd_gain, named after the hash of all that it depends on: a killed study goes on.
+`<study>.yaml` beside this file says what is compared; choice and result go to reports/kd_gain.
 """
 
 import hashlib
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from joblib import Parallel, delayed
 from pydantic import model_validator
 from ruamel.yaml import YAML
 
-from stages import evaluate, predict, report
+from stages import evaluate, predict, report, soft_label
 from stages.core import charts, files, findings, models, objectives, params, plugins, soft_labels, training
 
 TWIN = "twin"
@@ -35,15 +36,23 @@ class StudyError(RuntimeError):
 
 
 class Study(params.Section):
-    """study.yaml."""
+    """What is compared; see the comments of a study's file.
+
+    Attributes:
+        teacher: the study's own teacher, an architecture and what differs from `train.teacher`; None for the soft
+            labels that the pipeline made.
+    """
 
     choose_on: str
     cohorts: list[str]
     trial_seed: int
     seeds: list[int]
     paper: str
+    views: params.Count
+    trial_steps: params.Count
     steps: params.Count
     evaluations: params.Count
+    teacher: dict[str, Any] | None
     trials: dict[str, list[dict[str, Any]]]
 
     @model_validator(mode="after")
@@ -65,12 +74,13 @@ class Setup:
     """What all trainings share: params.yaml's values, and the hashes of what is trained on.
 
     Attributes:
-        study: study.yaml.
         schedule: `train.student` with the study's steps and evaluations.
+        soft: cohort -> folder of the teacher's soft labels.
         inputs: cohort -> path -> SHA-256, of the cohort's files and the teacher's soft labels.
     """
 
     study: Study
+    title: str
     seed: int
     threads: int
     views: Any
@@ -78,12 +88,23 @@ class Setup:
     architecture: str
     start: Any
     teacher: str
+    soft: dict[str, Path]
     inputs: dict[str, dict[str, str]]
 
 
-def soft_folder(cohort: str, teacher: str) -> Path:
-    """Where a teacher's logits lie."""
-    return files.input(f"data/soft_labels/{cohort}/{teacher}")
+def code_of(*plug_ins: str) -> dict[str, str]:
+    """File below stages/ -> SHA-256, of what every training runs and of these."""
+    return {name: files.sha256(STAGES / name) for name in (*CODE, *plug_ins)}
+
+
+def place_of(facts: dict[str, Any]) -> Path:
+    """The folder of what these facts, and nothing else, decide."""
+    return KEPT / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256, of the files in a folder."""
+    return {path.as_posix(): files.sha256(path) for path in sorted(folder.iterdir())}
 
 
 def plan(schedule: Any, method: str, trial: dict[str, Any]) -> tuple[Any, training.Terms]:
@@ -100,25 +121,74 @@ def plan(schedule: Any, method: str, trial: dict[str, Any]) -> tuple[Any, traini
     return settings, partial(loss.terms, settings=loss.Settings.model_validate(given))
 
 
-def setup(file: Path) -> Setup:
-    """Read the study and params.yaml, and hash the inputs."""
+def teach(cohort_name: str, teacher: dict[str, Any], views: Any, seed: int, threads: int) -> Path:
+    """The folder of the study's own teacher of a cohort and its soft labels, made if it is not there.
+
+    Args:
+        cohort_name: what it trains on.
+        teacher: its `architecture`, and what differs from `train.teacher` of params.yaml.
+        views: that soft labels are computed of.
+        seed: the run's.
+        threads: the run's.
+    """
+    changes = dict(teacher)
+    architecture, base = changes.pop("architecture"), params.load("train.teacher")
+    settings = params.Training.model_validate(base.model_dump() | changes)
+    source = files.input(f"data/cohorts/{cohort_name}")
+    plugins.load("models", architecture)
+    facts = {
+        "cohort": cohort_name, "architecture": architecture, "settings": settings.model_dump(), "seed": seed,
+        "threads": threads, "torch": torch.__version__, "views": views.model_dump(), "inputs": hashes(source),
+        "code": code_of(f"models/{architecture}.py", "core/soft_labels.py", "soft_label.py"),
+    }  # fmt: skip
+    folder = place_of(facts)
+    if folder.exists():
+        return folder
+    KEPT.mkdir(parents=True, exist_ok=True)
+    cohort, checkpoint = training.load_cohort(source), folder.with_suffix(".pt")
+    start = params.Architecture(pretrained=False, checkpoint=None, checkpoint_sha256=None)
+    model, about, history = training.train(
+        cohort, architecture, start, objectives.undistilled, settings, views, seed,
+        ("teacher", cohort_name, architecture), threads, checkpoint,
+    )  # fmt: skip
+    device = models.fix(threads)
+    logits = np.stack([
+        models.logits(model.to(device), soft_label.films_of_view(cohort.train, number, views, seed), device)
+        for number in range(views.count)
+    ])  # fmt: skip
+    with files.output(folder.as_posix()) as made:
+        models.write(model, about, made / "model")
+        soft_labels.write(logits, cohort, views, seed, made / "soft")
+        training.write_history(history, made / "curve.csv")
+        files.write_json(facts, made / "facts.json")
+    files.remove(checkpoint)
+    return folder
+
+
+def setup(file: Path, lanes: int = 1) -> Setup:
+    """Read the study and params.yaml, train the study's own teachers if it has one, and hash the inputs."""
     study = Study.model_validate(YAML(typ="safe").load(file))
-    seed, threads, views, schedule, students, headline = params.load(
-        "seed", "threads", "views", "train.student", "students", "headline"
+    title, seed, threads, views, schedule, students, headline = params.load(
+        "title", "seed", "threads", "views", "train.student", "students", "headline"
     )
     plugins.load("models", headline.student)
-    inputs = {}
-    for cohort in study.cohorts:
-        folders = files.input(f"data/cohorts/{cohort}"), soft_folder(cohort, headline.teacher)
-        inputs[cohort] = {
-            path.as_posix(): files.sha256(path) for folder in folders for path in sorted(folder.iterdir())
-        }
     schedule = schedule.model_copy(update={"steps": study.steps, "evaluations": study.evaluations})
     for method, trials in study.trials.items():
         for trial in trials:
             plan(schedule, method, trial)  # a wrong setting stops the study before any work
-    return Setup(study, seed, threads, views, schedule, headline.student, students[headline.student],
-                 headline.teacher, inputs)  # fmt: skip
+    views = views.model_copy(update={"count": study.views})
+    if study.teacher is None:
+        teacher = headline.teacher
+        soft = {cohort: files.input(f"data/soft_labels/{cohort}/{teacher}") for cohort in study.cohorts}
+    else:
+        teacher = study.teacher["architecture"]
+        made = Parallel(n_jobs=lanes)(
+            delayed(teach)(cohort, study.teacher, views, seed, threads) for cohort in study.cohorts
+        )
+        soft = {cohort: folder / "soft" for cohort, folder in zip(study.cohorts, made, strict=True)}
+    inputs = {cohort: hashes(files.input(f"data/cohorts/{cohort}")) | hashes(folder) for cohort, folder in soft.items()}
+    return Setup(study, title, seed, threads, views, schedule, headline.student, students[headline.student], teacher,
+                 soft, inputs)  # fmt: skip
 
 
 def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], seed: int) -> Path:
@@ -132,22 +202,22 @@ def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], se
         seed: the student's; a twin and a distilled student of one seed start from the same weights.
     """
     settings, terms = plan(given.schedule, method, trial)
-    code = [*CODE, f"models/{given.architecture}.py", *([] if method == TWIN else [f"losses/{method}.py"])]
     facts = {
         "cohort": cohort_name, "method": method, "trial": trial, "student_seed": seed, "seed": given.seed,
         "threads": given.threads, "torch": torch.__version__, "views": given.views.model_dump(),
         "settings": settings.model_dump(), "architecture": given.architecture, "start": given.start.model_dump(),
-        "inputs": given.inputs[cohort_name], "code": {name: files.sha256(STAGES / name) for name in code},
+        "inputs": given.inputs[cohort_name],
+        "code": code_of(f"models/{given.architecture}.py", *([] if method == TWIN else [f"losses/{method}.py"])),
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder, checkpoint = KEPT / key, KEPT / f"{key}.pt"
+    folder = place_of(facts)
+    checkpoint = folder.with_suffix(".pt")
     if folder.exists():
         return folder
     KEPT.mkdir(parents=True, exist_ok=True)
     cohort = training.load_cohort(files.input(f"data/cohorts/{cohort_name}"))
     soft = None
     if method != TWIN:
-        soft = soft_labels.read(soft_folder(cohort_name, given.teacher), cohort, given.views, given.seed)
+        soft = soft_labels.read(given.soft[cohort_name], cohort, given.views, given.seed)
     names = ("student", cohort_name, given.architecture, seed)
     model, about, history = training.train(
         cohort, given.architecture, given.start, terms, settings, given.views, given.seed, names, given.threads,
@@ -178,6 +248,7 @@ def choose(given: Setup, lanes: int = 1) -> dict[str, Any]:
         What choice.yaml holds: `loss`, the best of all losses, and of each method its trials and the chosen one.
     """
     study = given.study
+    given = replace(given, schedule=given.schedule.model_copy(update={"steps": study.trial_steps}))
     found: dict[str, Any] = {}
     tasks = [
         (study.choose_on, method, trial, study.trial_seed)
@@ -318,29 +389,30 @@ def flatten(folders: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def run(folder: Path, lanes: int | None = None) -> None:
-    """The whole study: choice.yaml, then result.json and result.md in `folder`, which has study.yaml.
+def run(file: Path, into: Path, lanes: int | None = None) -> None:
+    """The whole study.
 
     Args:
-        folder: where it lies.
+        file: `<study>.yaml`.
+        into: where `<study>.choice.yaml`, then `<study>.json` and `<study>.md` are written, in a git checkout.
         lanes: trainings at a time; as many as the cores have room for if None.
 
     Raises:
         StudyError: the choice is not committed, or the test films were read with another one.
     """
-    given = setup(folder / "study.yaml")
-    lanes = lanes or max(1, (os.cpu_count() or 1) // given.threads)
+    lanes = lanes or max(1, (os.cpu_count() or 1) // params.load("threads"))
+    given = setup(file, lanes)
     choice = choose(given, lanes)
-    write_choice(choice, folder / "choice.yaml")
-    chosen_sha256 = files.sha256(folder / "choice.yaml")
-    result_file = folder / "result.json"
+    choice_file, result_file = into / f"{file.stem}.choice.yaml", into / f"{file.stem}.json"
+    write_choice(choice, choice_file)
+    chosen_sha256 = files.sha256(choice_file)
     if result_file.exists() and files.read_json(result_file)["choice_sha256"] != chosen_sha256:
         raise StudyError(
             f"the test films were read with another choice, so that this one is not blind: {result_file} says with "
             "which; remove it to read them again, and say so beside the result"
         )
     trained = final(given, choice, lanes)
-    require_committed(folder / "choice.yaml")
+    require_committed(choice_file)
     cohorts, evaluated, settings = params.load("cohorts", "datasets", "evaluate")
     device = models.fix(given.threads)
     tests = {}
@@ -351,13 +423,17 @@ def run(folder: Path, lanes: int | None = None) -> None:
             tested["joint"] = {method: np.mean([of[method] for of in tested.values()], axis=0) for method in folders}
         tests[cohort] = {name: compare(of_test, settings.confidence) for name, of_test in tested.items()}
     result = {
+        "title": given.title,
         "study": given.study.model_dump(),
         "schedule": given.schedule.model_dump(),
+        "views": given.views.model_dump(),
+        "code": code_of(f"models/{given.architecture}.py"),
         "params_sha256": files.sha256(params.FILE),
         "choice_sha256": chosen_sha256,
         "inputs": given.inputs,
         "architecture": given.architecture,
         "teacher": given.teacher,
+        "teacher_val_auroc": {cohort: end_of_teacher(folder) for cohort, folder in given.soft.items()},
         "confidence": settings.confidence,
         "replicates": settings.replicates,
         "loss": choice["loss"],
@@ -369,19 +445,26 @@ def run(folder: Path, lanes: int | None = None) -> None:
             for cohort, folders in trained.items()
         },
     }
-    (folder / "result.md").write_text(page(result), encoding="utf-8")
+    result_file.with_suffix(".md").write_text(page(result, file.stem), encoding="utf-8")
     files.write_json(result, result_file)
 
 
-def page(result: dict[str, Any]) -> str:
-    """result.md."""
+def end_of_teacher(soft: Path) -> float | None:
+    """Validation AUROC of the study's own teacher at its end; None where the pipeline made the soft labels."""
+    curve = soft.parent / "curve.csv"
+    return round(report.late_gain(pd.read_csv(curve))[0], evaluate.DECIMALS) if curve.exists() else None
+
+
+def page(result: dict[str, Any], name: str) -> str:
+    """The result in Markdown."""
     methods = list(result["chosen"])
     gains = [method for method in methods if method != TWIN]
     lines = [
-        "# Does distillation help?", "",
+        f"# Does distillation help? {result['title']}", "",
         f"Student `{result['architecture']}`, teacher `{result['teacher']}`, {result['study']['steps']} steps, mean "
         f"over the seeds {', '.join(map(str, result['study']['seeds']))}. Settings were chosen on the validation films "
-        f"of `{result['study']['choose_on']}` ([choice.yaml](choice.yaml)), each method with as many trials, before "
+        f"of `{result['study']['choose_on']}` ([choice]({name}.choice.yaml)), each method with as many trials of "
+        f"{result['study']['trial_steps']} steps, before "
         f"the test films were read. Chosen loss: `{result['loss']}`. Intervals: {100 * result['confidence']:g}% of "
         f"{result['replicates']} patient-bootstrap replicates of the mean over seeds, differences paired; the standard "
         "deviation over seeds behind them. The row `joint` is the mean of the data sets.", "",
