@@ -1,6 +1,6 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what evaluate, profile, explain, export, describe and the training stages wrote under reports/.
+Reads what evaluate, profile, explain, export, describe, the training stages and `make kd-gain` wrote under reports/.
 Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
@@ -63,6 +63,12 @@ def read_explained(folder: Path, cohorts: list[str]) -> dict[str, Any]:
         picture = base64.b64encode((folder / f"{cohort}_gallery.png").read_bytes()).decode()
         explained[cohort] = files.read_json(folder / f"{cohort}.json") | {"gallery": f"data:image/png;base64,{picture}"}
     return explained
+
+
+def read_studies(folder: Path, title: str) -> dict[str, Any]:
+    """Study -> its result, of the studies of `make kd-gain` on data of this run, which its title tells."""
+    found = {path.stem: files.read_json(path) for path in sorted(folder.glob("*.json"))}
+    return {name: study for name, study in found.items() if study["title"] == title}
 
 
 def main_mean(measured: dict[str, Any]) -> str:
@@ -345,6 +351,7 @@ def main(argv: list[str] | None = None) -> None:
         "pixels": pixels,
         "phantom": phantom,
         "labels": pages.block(labels, "labels").group(1),
+        "studies": read_studies(files.input("reports/kd_gain"), title),
         "style": files.input("stages/page.css").read_text(encoding="utf-8"),
         "ordered": order_scores,
         "explained": read_explained(files.input("reports/explain"), list(cohorts)),

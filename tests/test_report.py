@@ -98,6 +98,20 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
     exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "calibration_films": 64,
                 "logit_spread": 1.5, "fp32": agreement, "int8": agreement}  # fmt: skip
     files.write_json(exported, folder / "export/export.json")
+    for name, title in (("ours", TITLE), ("others", "Other films")):
+        files.write_json(studied(title), folder / f"kd_gain/{name}.json")
+
+
+def studied(title: str) -> dict[str, Any]:
+    """What a study of `make kd-gain` ends with, with made-up scores."""
+    gain = {"difference": 0.0417, "low": 0.0101, "high": 0.0702, "excludes_zero": True}
+    test = {"twin": {"auroc": 0.8, "low": 0.7, "high": 0.9}, "mld": {"minus_twin": gain}}
+    study = {"choose_on": "joint", "steps": 900, "seeds": [0, 1, 2], "teacher": {"architecture": "resnet18"}}
+    return {
+        "title": title, "study": study, "architecture": "eeea_net_c2", "teacher": "resnet18", "loss": "mld",
+        "chosen": {"twin": {}, "mld": {}}, "tests": {"joint": {"chestxray14": test}},
+        "verdict": {"all differences positive": True},
+    }  # fmt: skip
 
 
 def explained(cohort: str) -> dict[str, Any]:
@@ -117,12 +131,13 @@ def explained(cohort: str) -> dict[str, Any]:
     return {"cohort": cohort, "explainer": "grad_cam", "models": {}, "datasets": datasets, "gallery_rows": []}
 
 
+TITLE = "Distilled <chest> X-ray classifiers"
 NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
 
 
 def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom", seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What the stage gets from params."""
-    return *declared(losses, seeds), "Distilled <chest> X-ray classifiers", pixels, NOISE, DATASETS
+    return *declared(losses, seeds), TITLE, pixels, NOISE, DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +242,15 @@ def test_the_page_on_labels_is_taken_over_without_its_frame(project: Path) -> No
     assert html.index('id="data"') < html.index("<p>What the labels state.</p>") < html.index('id="limits"')
     assert "outside" not in html
     assert "not scored: chestxray14 3, chexpert 3, padchest 3.</p>" in " ".join(html.split())
+
+
+def test_a_study_is_shown_where_it_is_of_the_same_films(project: Path) -> None:
+    html, markdown = written(project)
+    for page in (html, markdown):
+        assert "+0.042" in page
+        assert page.count("A study of its own") == 1
+    assert "study-ours" in html
+    assert "study-others" not in html
 
 
 def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from ruamel.yaml import YAML
 
 from stages import evaluate, predict, report, soft_label
-from stages.core import charts, files, findings, models, objectives, params, plugins, soft_labels, training
+from stages.core import charts, files, findings, metrics, models, objectives, params, plugins, soft_labels, training
 
 TWIN = "twin"
 KEPT = Path("data/kd_gain")
@@ -361,7 +361,9 @@ def compare(tested: dict[str, np.ndarray], confidence: float) -> dict[str, Any]:
         values = {"auroc": [evaluate.rounded(value) for value in areas[:, 0]]}
         if method != TWIN:
             less = areas - tested[TWIN]
-            scored["minus_twin"] = evaluate.estimate(less.mean(axis=0), "difference", "", confidence)
+            gain = evaluate.estimate(less.mean(axis=0), "difference", "", confidence)
+            excludes_zero = metrics.Interval(gain["low"], gain["high"], 0).excludes_zero
+            scored["minus_twin"] = gain | {"excludes_zero": excludes_zero}
             values["difference"] = [evaluate.rounded(value) for value in less[:, 0]]
         found[method] = scored | {"per_seed": values} | evaluate.spread(values)
     return found

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from stages.core import params
 
-NEEDED = ("stages", "dvc.yaml", ".dvcignore", ".gitignore")
+NEEDED = ("stages", "reports/kd_gain", "dvc.yaml", ".dvcignore", ".gitignore")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'
 
 
