@@ -231,3 +231,10 @@ def test_the_verdict_can_fail_in_each_part(lows: Any, differences: Any, holds: l
         for name, low, difference in zip((*DATASETS, "joint"), lows, differences, strict=True)
     }
     assert list(study.judge(tests, "paper").values()) == holds
+
+
+def test_one_data_set_alone_must_win() -> None:
+    tests = {"chestxray14": {"paper": {"minus_twin": {"low": -0.01, "difference": 0.02}}}}
+    assert list(study.judge(tests, "paper").values()) == [False, True]
+    tests["chestxray14"]["paper"]["minus_twin"]["low"] = 0.01
+    assert list(study.judge(tests, "paper").values()) == [True, True]

@@ -370,14 +370,16 @@ def compare(tested: dict[str, np.ndarray], confidence: float) -> dict[str, Any]:
 
 
 def judge(tests: dict[str, Any], loss: str) -> dict[str, bool]:
-    """What was wanted of the chosen loss, and whether it holds (`joint` is the mean of the data sets)."""
+    """What was wanted of the chosen loss, and whether it holds (`joint` is the mean of several data sets)."""
     gains = {name: of_test[loss]["minus_twin"] for name, of_test in tests.items()}
     above = {name: gain["low"] is not None and gain["low"] > 0 for name, gain in gains.items()}
-    return {
-        "interval above 0 on at least two data sets": sum(above[name] for name in above if name != "joint") >= WINS,
-        "interval above 0 on joint": above.get("joint", False),
+    datasets = [name for name in gains if name != "joint"]
+    wanted = min(WINS, len(datasets))
+    found = {
+        f"interval above 0 on at least {wanted} of {len(datasets)} data sets": sum(map(above.get, datasets)) >= wanted,
         "all differences positive": all(gain["difference"] > 0 for gain in gains.values()),
     }
+    return found | ({"interval above 0 on joint": above["joint"]} if "joint" in above else {})
 
 
 def flatten(folders: list[Path]) -> list[dict[str, Any]]:
