@@ -145,4 +145,4 @@ def test_package_files_hold_no_code_that_deps_would_miss() -> None:
 def test_a_stage_of_several_files_runs_by_its_name_too(name: str) -> None:
     command = [sys.executable, "-m", f"stages.{name}", "--help"]
     done = subprocess.run(command, cwd=wiring.ROOT, capture_output=True, text=True, check=True)
-    assert "--dataset DATASET" in done.stdout
+    assert "--dataset" in done.stdout
