@@ -134,4 +134,7 @@ def _require_harmless(archive: Path, name: str, is_plain: bool) -> None:
             f"{archive} holds {name!r}: members must lie below the archive, none is read; fetch it again"
         )
     if not is_plain:
-        raise ArchiveError(f"{archive} holds {name!r}, which is a link or a device: only plain files are read")
+        raise ArchiveError(
+            f"{archive} holds {name!r}, which is a link or a device: members must be plain files, none is read; "
+            "fetch it again"
+        )
