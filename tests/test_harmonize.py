@@ -175,6 +175,16 @@ def test_views_that_params_leave_out_and_frontal_rows_called_lateral_are_counted
     assert sorted(labels["view"]) == ["AP", "AP", "PA"]
 
 
+@pytest.mark.parametrize("views", [["PA"], ["PA", "AP"], ["PA", "AP", "AP_horizontal"], ["AP_horizontal", "lateral"]])
+def test_params_choose_the_views_of_padchest_and_the_others_are_counted(project: Path, views: list[str]) -> None:
+    owners.project(project, datasets__padchest__views=views)
+    projections = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP_horizontal", "L": "lateral", "COSTAL": "COSTAL"}
+    rows = [padchest_row(f"{number}.png", ["normal"], view=view) for number, view in enumerate(projections)]
+    labels, report = owners.harmonized("padchest", owners.padchest(project / "root", rows))
+    assert sorted(labels["view"]) == sorted(views)
+    assert report["left_out"] == {f"view {view}": 1 for view in projections.values() if view not in views}
+
+
 def test_the_radiologists_validation_set_of_chexpert_is_the_test_set(project: Path) -> None:
     rows = [chexpert_row(chexpert_path("train", patient)) for patient in range(40)]
     labels, _ = owners.harmonized("chexpert", owners.chexpert_zip(project / "root", rows))

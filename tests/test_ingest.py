@@ -289,16 +289,24 @@ def test_a_dask_scheduler_that_does_not_answer_is_named(project: Path, monkeypat
         owners.ingested("chestxray14", root)
 
 
-def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "pack"),
+    [("images", owners.in_folder), ("images_001.tar.gz", owners.tar_gz), ("images.zip", owners.zipped)],
+)
+def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(
+    project: Path, file: str, pack: Any
+) -> None:
     images = films(10)
     images[nih_name(3)] = b""
     images[nih_name(5)] = images[nih_name(5)][:-20]
     images[nih_name(7)] = b"GIF89a"
-    squares, report = owners.ingested("chestxray14", nih_of(project / "root", images))
-    assert {(found["image"], found["reason"]) for found in report["rejected"]} == {
-        (nih_name(3), "zero bytes"),
-        (nih_name(5), "truncated PNG"),
-        (nih_name(7), "neither PNG, JPEG nor DICOM"),
+    root = owners.nih(project / "root", owners.nih_rows(10), images={})
+    pack(root / file, images)
+    squares, report = owners.ingested("chestxray14", root)
+    assert {(found["image"], found["source"].split("/")[0], found["reason"]) for found in report["rejected"]} == {
+        (nih_name(3), file, "zero bytes"),
+        (nih_name(5), file, "truncated PNG"),
+        (nih_name(7), file, "neither PNG, JPEG nor DICOM"),
     }
     assert (report["read"], report["written"]) == (10, 7)
     assert set(squares) == set(images) - {nih_name(3), nih_name(5), nih_name(7)}
