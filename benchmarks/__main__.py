@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import os
 import platform
 from datetime import UTC, datetime
@@ -39,8 +40,9 @@ def main() -> None:
     only = parser.parse_args().only
     about, parts = machine(), []
     for group in [only] if only else GROUPS:
-        lines = importlib.import_module(f"benchmarks.{group}").run()
-        parts.append(f"## {group.capitalize()}\n\n{COLUMNS}" + "".join(f"{line.row()}\n" for line in lines))
+        module = importlib.import_module(f"benchmarks.{group}")
+        rows = "".join(f"{line.row()}\n" for line in module.run())
+        parts.append(f"## {group.capitalize()}\n\n{inspect.getdoc(module)}\n\n{COLUMNS}{rows}")
         print(parts[-1], flush=True)
     if not only:
         PAGE.write_text("\n".join([HEAD, f"{about}\n", *parts]), encoding="utf-8")

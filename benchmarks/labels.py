@@ -25,12 +25,12 @@ THEIRS = ("NIH_Dataset", "CheX_Dataset", "PC_Dataset")
 BY_HASH = {"chestxray14": "patient_random", "chexpert": "patient_random", "padchest": "patient_hash"}
 
 
-def read(name: str, plugin: ModuleType) -> dict[str, pd.DataFrame]:
+def read(name: str, plugin: ModuleType, max_mb: int) -> dict[str, pd.DataFrame]:
     """A data set's tables; of those that the package lacks (NIH's lists, CheXpert's valid.csv), the first rows."""
     spec = importlib.util.find_spec("torchxrayvision")  # without importing it: that would count as our memory
     folder = Path(spec.submodule_search_locations[0]) / "data"
     main = next(iter(plugin.TABLES))
-    table = raw.table(folder, f"{PACKED[name]}.gz", "", plugin.TABLES[main])
+    table = raw.table(folder, f"{PACKED[name]}.gz", "", plugin.TABLES[main], max_mb)
     tables = dict.fromkeys(plugin.TABLES, table.head(0)) | {main: table}
     if name == "chexpert":
         valid = table.head(1).assign(Path="CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg")
@@ -49,7 +49,7 @@ def ours(settings: Any) -> None:
     """Read, harmonize, split and check all three."""
     for name in PACKED:
         plugin = plugins.load("datasets", name)
-        harmonize.harmonize(read(name, plugin), plugin, name, choices(name, settings))
+        harmonize.harmonize(read(name, plugin, settings.max_table_mb), plugin, name, choices(name, settings))
 
 
 def theirs() -> None:
@@ -65,7 +65,7 @@ def theirs() -> None:
 def many_rows() -> None:
     """Harmonize half a million rows of PadChest, the slowest of the three; print seconds and peak MB."""
     settings, plugin = params.parse(params.read()), plugins.load("datasets", "padchest")
-    (table,) = read("padchest", plugin).values()
+    (table,) = read("padchest", plugin, settings.max_table_mb).values()
     copies = -(-ROWS // len(table))
     parts = [
         table.assign(ImageID=f"{copy}_" + table["ImageID"], PatientID=f"{copy}_" + table["PatientID"])

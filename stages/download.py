@@ -31,12 +31,8 @@ def require_complete(root: Path, used: list[str], dataset: str, plugin: ModuleTy
     Raises:
         FileNotFoundError: with everything that is missing.
     """
-    missing = []
-    for table in plugin.TABLES:
-        try:
-            raw.locate(root, used, table)
-        except FileNotFoundError:
-            missing.append(table)
+    there = raw.locate(root, used, plugin.TABLES)
+    missing = [table for table in plugin.TABLES if table not in there]
     if all(PurePosixPath(name).name.removesuffix(".gz") in plugin.TABLES for name in used):
         missing.append(f"images (archives named {' or '.join(plugin.ARCHIVES)}, or image files in folders)")
     if missing:

@@ -128,18 +128,19 @@ def fault(path: Path, file: File, checksum: str | None) -> str | None:
 
 
 def require_space(root: Path, wanted: Sequence[File]) -> None:
-    """Check that what is still to come fits on the disk.
+    """List what is still to come, and check that it fits on the disk.
 
     Raises:
         FetchError: it does not.
     """
     need = sum(max(0, file.expected_bytes - _size(_part(root, file))) for file in wanted)
     have = shutil.disk_usage(root).free
+    needed, free = (tqdm.format_sizeof(size, "B") for size in (need, have))
+    if wanted:
+        listed = "".join(f"\n  {file}" for file in wanted)
+        print(f"to fetch, {needed} in all ({free} free in {root}):{listed}", flush=True)
     if need > have:
-        raise FetchError(
-            f"{root} has {tqdm.format_sizeof(have, 'B')} free, {len(wanted)} files need "
-            f"{tqdm.format_sizeof(need, 'B')}: make room, or name another ROOT"
-        )
+        raise FetchError(f"{root} has {free} free, {len(wanted)} files need {needed}: make room, or name another ROOT")
 
 
 def resume(url: str, output: str, _: Any, *, file: File, part: Path, session: requests.Session) -> None:

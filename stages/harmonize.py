@@ -2,8 +2,9 @@
 
 Reads the manifest and the tables that it pins. Writes `data/labels/<dataset>.parquet` (facts, see core/findings.py),
 `data/labels/<dataset>.left_out.parquet` (each row that is not used, with its reason), `data/boxes/<dataset>.parquet`
-and `reports/labels/<dataset>.terms.json`. Stops on a missing column, an unknown term, an image with two rows, a patient
-on both sides of a split, and when more rows are rejected than params allow.
+and `reports/labels/<dataset>.terms.json`. Stops on a table that is larger than params allow, a missing
+column, an unknown term, an image with two rows, a patient on both sides of a split, and when more rows are rejected
+than params allow.
 """
 
 import argparse
@@ -224,21 +225,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--root", required=True)
     args = parser.parse_args(argv)
-    choices = Choices(
-        *params.load(
-            f"datasets.{args.dataset}.split",
-            f"datasets.{args.dataset}.val_fraction",
-            f"datasets.{args.dataset}.test_fraction",
-            f"datasets.{args.dataset}.views",
-            f"datasets.{args.dataset}.max_rejected_rows",
-        )
+    *chosen, max_table_mb = params.load(
+        f"datasets.{args.dataset}.split",
+        f"datasets.{args.dataset}.val_fraction",
+        f"datasets.{args.dataset}.test_fraction",
+        f"datasets.{args.dataset}.views",
+        f"datasets.{args.dataset}.max_rejected_rows",
+        "max_table_mb",
     )
     plugin = plugins.load("datasets", args.dataset)
     manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
     root = files.input(args.root)
     raw.require_pinned(root, manifest)
-    tables = raw.tables(root, manifest, plugin)
-    labels, left_out, report = harmonize(tables, plugin, args.dataset, choices)
+    tables = raw.tables(root, manifest, plugin, max_table_mb)
+    labels, left_out, report = harmonize(tables, plugin, args.dataset, Choices(*chosen))
     boxes = plugin.boxes(tables) if hasattr(plugin, "boxes") else empty_boxes()
     contracts.check(boxes, contracts.boxes(), f"boxes of {args.dataset}")
     report["boxes"] = {"drawn": len(boxes), "of a row left out": int((~boxes["image"].isin(labels["image"])).sum())}

@@ -87,8 +87,8 @@ def tar_gz(path: Path, members: Mapping[str, bytes]) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
-def zipped(path: Path, members: Mapping[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
+def zipped(path: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
 

@@ -23,6 +23,7 @@ PAGE = Path(__file__).parent.parent / "reports/parity.md"
 VIEWS = ["PA", "AP"]
 CLASSES = {"chestxray14": "NIH_Dataset", "chexpert": "CheX_Dataset", "padchest": "PC_Dataset"}
 KEYS = {"chestxray14": "Image Index", "chexpert": "Path", "padchest": "ImageID"}
+MAX_MB = 500  # of a table
 STATES = ("positive", "negative", "unknown")
 POSITIVE, NEGATIVE, UNKNOWN = range(3)  # places in STATES
 PEDIATRIC_YEAR = 2009  # torchxrayvision keeps who was over 10 in 2019
@@ -55,12 +56,12 @@ def whole_tables(name: str) -> dict[str, pd.DataFrame]:
     """The real tables of a data set; those that the package lacks are made up: NIH's lists, CheXpert's valid.csv."""
     plugin, folder = plugins.load("datasets", name), package_data()
     if name == "chexpert":
-        train = raw.table(folder, "chexpert_train.csv.gz", "", plugin.TABLES["train.csv"])
+        train = raw.table(folder, "chexpert_train.csv.gz", "", plugin.TABLES["train.csv"], MAX_MB)
         valid = train.head(1).assign(Path="CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg")
         valid.attrs = train.attrs
         return {"train.csv": train, "valid.csv": valid}
     tables = {
-        file: raw.table(folder, f"{file}.gz", "", columns)
+        file: raw.table(folder, f"{file}.gz", "", columns, MAX_MB)
         for file, columns in plugin.TABLES.items()
         if not file.endswith(".txt")
     }

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import measure
+from benchmarks import measure, training
+from stages.core import params
 
 OWN_PEAK = "from benchmarks import measure; print(measure.own_peak_mb())"
 BALLAST_MB = 300
@@ -32,3 +36,46 @@ def test_a_rate_is_ours_to_theirs_and_a_duration_too() -> None:
     assert (rate.ratio, rate.ours, rate.is_met) == (0.5, "5 films/s", False)
     assert (duration.ratio, duration.ours, duration.is_met) == (2.0, "2 s", True)
     assert rate.row().endswith("| 0.5 (0.5 to 0.5) | at least 0.85 | **no** |")
+
+
+@pytest.fixture
+def case(monkeypatch: pytest.MonkeyPatch) -> training.Case:
+    """Small batches with a small teacher."""
+    monkeypatch.setattr(training, "TEACHER", "resnet10t")
+    settings = params.parse(params.read()).train.student
+    return training.Case(settings.model_copy(update={"batch_size": 4}), 64, torch.device("cpu"))
+
+
+def test_both_online_sides_have_the_same_loss(case: training.Case) -> None:
+    """A ratio to either is a ratio to the same work."""
+    on_timm, on_torchdistill = training.online_timm(case), training.Torchdistill(case)
+    films, target = on_timm.films, on_timm.target
+    loss = on_torchdistill.box.forward_process(films, target, None)
+    assert loss.item() == pytest.approx(on_timm.task(films, target)["loss"].item(), rel=1e-4)
+
+
+def weights(net: nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in net.parameters()])
+
+
+def nets_of_timm(made: Any) -> tuple[nn.Module, nn.Module]:
+    return made.task.trainable_module, made.task.teacher.model
+
+
+def nets_of_torchdistill(made: Any) -> tuple[nn.Module, nn.Module]:
+    return made.box.student_model, made.box.teacher_model
+
+
+@pytest.mark.parametrize(
+    ("build", "nets"),
+    [(training.online_timm, nets_of_timm), (training.Torchdistill, nets_of_torchdistill)],
+    ids=["timm", "torchdistill"],
+)
+def test_an_online_step_moves_the_student_and_not_the_teacher(build: Any, nets: Any, case: training.Case) -> None:
+    made = build(case)
+    student, teacher = nets(made)
+    before = [weights(net) for net in (student, teacher)]
+    made.steps(1)
+    after = [weights(net) for net in (student, teacher)]
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True]
+    assert (student.training, teacher.training) == (True, False)

@@ -1,9 +1,12 @@
 """The label maps against the three whole real tables, which the torchxrayvision package carries."""
 
+import gzip
 import inspect
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import owners
 import pandas as pd
 import parity
@@ -171,6 +174,53 @@ def test_rows_of_padchest_that_torchxrayvision_lacks_are_its_listed_exclusions()
     broken = [image for image, reason in lacked.items() if "missing or broken" in reason]
     assert len(broken) == 17
     assert all(f'"{image}"' in hard_coded for image in broken)
+
+
+def test_the_full_release_of_chexpert_is_read_from_its_batches(project: Path) -> None:
+    """Three zips: the tables and valid films in one, and patient folders without the part's name in the others."""
+    train = [owners.chexpert_row(owners.chexpert_path("train", patient)) for patient in (1, 2)]
+    valid = [owners.chexpert_row(owners.chexpert_path("valid", 64541), Edema=1)]
+    for row in (*train, *valid):
+        row[0] = row[0].replace("-small", "")
+    header = [*chexpert.ABOUT, *chexpert.LABELS]
+    first = "CheXpert-v1.0 batch 1 (validate & csv)"
+    batches = {
+        first: {
+            "train.csv": owners.table(header, train),
+            "valid.csv": owners.table(header, valid),
+            owners.chexpert_path("valid", 64541): owners.jpeg(owners.film(0)),
+        },
+        "CheXpert-v1.0 batch 2 (train 1)": {"patient00001/study1/view1_frontal.jpg": owners.jpeg(owners.film(1))},
+        "CheXpert-v1.0 batch 3 (train 2)": {"patient00002/study1/view1_frontal.jpg": owners.jpeg(owners.film(2))},
+    }
+    root = project / "root"
+    root.mkdir()
+    for batch, members in batches.items():
+        owners.zipped(root / f"{batch}.zip", {f"{batch}/{name}": content for name, content in members.items()})
+    labels, _ = owners.harmonized("chexpert", root)
+    films, _ = owners.ingested("chexpert", root)
+    assert sorted(films) == labels.index.tolist() == [
+        owners.chexpert_path("train", 1), owners.chexpert_path("train", 2), owners.chexpert_path("valid", 64541),
+    ]  # fmt: skip
+    assert labels.loc[owners.chexpert_path("valid", 64541), ["split", "Edema"]].tolist() == ["test", 1]
+
+
+@pytest.mark.parametrize("pack", [owners.zipped, owners.in_folder], ids=["zips", "folders"])
+def test_padchest_is_read_from_its_52_parts_and_the_gzipped_table(project: Path, pack: Any) -> None:
+    parts = [*range(51), 54]
+    rows = [owners.padchest_row(f"{part}.png", ["normal"], bits=12) for part in parts]
+    root = owners.padchest(project / "root", rows, images={})
+    (root / "0.zip").unlink()
+    table = root / padchest.ENTRIES
+    (root / f"{table.name}.gz").write_bytes(gzip.compress(table.read_bytes()))
+    table.unlink()
+    for part in parts:
+        film = owners.png(np.full((96, 96), 4095 * part // 54, np.uint16))
+        pack(root / (f"{part}.zip" if pack is owners.zipped else str(part)), {f"{part}.png": film})
+    labels, _ = owners.harmonized("padchest", root)
+    films, _ = owners.ingested("padchest", root)
+    assert sorted(films) == labels.index.tolist() == sorted(row[0] for row in rows)
+    assert all(np.all(films[f"{part}.png"] == round(4095 * part // 54 * 255 / 4095)) for part in parts)
 
 
 def chexpert_with_later_test(root: Path) -> Path:

@@ -342,6 +342,17 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     assert server.seen == []
 
 
+def test_what_is_to_come_is_listed_with_its_size_before_the_first_byte(
+    run: Callable[..., Path], server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9_000_000))
+    server.contents["/test_list.txt"] = b"00000001_000.png\n"
+    root = run({NAME: entry(server), "test_list.txt": entry(server, "test_list.txt")})
+    told = capsys.readouterr().out
+    listed = [f"to fetch, 1.00MB in all (9.00MB free in {root}):", f"  {NAME}, 1.00MB", "  test_list.txt, 17.0B"]
+    assert told.splitlines()[:3] == listed
+
+
 def test_a_checksum_that_nobody_publishes_is_noted_and_held(
     run: Callable[..., Path], server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,8 @@
 import codecs
 import gzip
 import re
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from owners import chexpert_path, chexpert_row, nih_name, padchest_row
 
 from stages import harmonize
 from stages.core import contracts, files, findings, raw
-from stages.datasets import padchest
+from stages.datasets import chestxray14, padchest
+
+BOMB_BYTES = 40_000_000
 
 
 def test_absent_label_stays_missing_where_a_data_set_never_annotates_it(project: Path) -> None:
@@ -169,6 +173,16 @@ def test_views_that_params_leave_out_and_frontal_rows_called_lateral_are_counted
     labels, report = owners.harmonized("chexpert", owners.chexpert_zip(project / "root", rows))
     assert report["left_out"] == {"called Frontal but LL or RL": 1, "view lateral": 1}
     assert sorted(labels["view"]) == ["AP", "AP", "PA"]
+
+
+@pytest.mark.parametrize("views", [["PA"], ["PA", "AP"], ["PA", "AP", "AP_horizontal"], ["AP_horizontal", "lateral"]])
+def test_params_choose_the_views_of_padchest_and_the_others_are_counted(project: Path, views: list[str]) -> None:
+    owners.project(project, datasets__padchest__views=views)
+    projections = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP_horizontal", "L": "lateral", "COSTAL": "COSTAL"}
+    rows = [padchest_row(f"{number}.png", ["normal"], view=view) for number, view in enumerate(projections)]
+    labels, report = owners.harmonized("padchest", owners.padchest(project / "root", rows))
+    assert sorted(labels["view"]) == sorted(views)
+    assert report["left_out"] == {f"view {view}": 1 for view in projections.values() if view not in views}
 
 
 def test_the_radiologists_validation_set_of_chexpert_is_the_test_set(project: Path) -> None:
@@ -447,8 +461,64 @@ def test_a_damaged_gzipped_table_is_refused_with_the_remedy(project: Path, harm:
         owners.harmonized("padchest", root)
 
 
+def in_gz(root: Path, name: str, content: bytes) -> None:
+    (root / f"{name}.gz").write_bytes(gzip.compress(content))
+
+
+def in_tar_gz(root: Path, name: str, content: bytes) -> None:
+    owners.tar_gz(root / "images_001.tar.gz", {f"tables/{name}": content})
+
+
+def in_zip(root: Path, name: str, content: bytes) -> None:
+    owners.zipped(root / "images.zip", {f"tables/{name}": content}, zipfile.ZIP_DEFLATED)
+
+
+def gz_in_zip(root: Path, name: str, content: bytes) -> None:
+    owners.zipped(root / "images.zip", {f"tables/{name}.gz": gzip.compress(content)})
+
+
+PACKS = [in_gz, in_tar_gz, in_zip, gz_in_zip]
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_a_table_is_read_wherever_it_is_packed(project: Path, pack: Any) -> None:
+    root = owners.nih(project / "root", owners.nih_rows())
+    expected, _ = owners.harmonized("chestxray14", root)
+    path = root / chestxray14.ENTRIES
+    pack(root, path.name, path.read_bytes())
+    path.unlink()
+    labels, _ = owners.harmonized("chestxray14", root)
+    pd.testing.assert_frame_equal(labels, expected)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_a_table_that_is_a_bomb_is_refused_before_it_is_unpacked(project: Path, pack: Any) -> None:
+    owners.project(project, max_table_mb=1)
+    root = owners.nih(project / "root", owners.nih_rows())
+    path = root / chestxray14.ENTRIES
+    pack(root, path.name, path.read_bytes() + bytes(BOMB_BYTES))
+    path.unlink()
+    owners.pin("chestxray14", root)
+    tracemalloc.start()
+    with pytest.raises(
+        raw.TableError, match=rf"{path.name}\S* has more than 1 MB: .*fetch.*max_table_mb in params.yaml"
+    ):
+        harmonize.main(["--dataset", "chestxray14", "--root", str(root)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < BOMB_BYTES / 4
+
+
+def test_a_table_that_is_not_packed_has_the_same_limit(project: Path) -> None:
+    owners.project(project, max_table_mb=1)
+    root = owners.nih(project / "root", owners.nih_rows())
+    (root / "test_list.txt").write_bytes(b"00000001_000.png\n" * 60_000)
+    with pytest.raises(raw.TableError, match=r"test_list.txt has more than 1 MB"):
+        owners.harmonized("chestxray14", root)
+
+
 def test_a_number_that_is_none_is_refused_with_the_tables_place_in_its_archive(project: Path) -> None:
-    rows = [chexpert_row(chexpert_path("train", 1)), chexpert_row(chexpert_path("train", 2), Edema="yes")]  # type: ignore[arg-type]
+    rows = [chexpert_row(chexpert_path("train", 1)), chexpert_row(chexpert_path("train", 2), Edema="yes")]  # type: ignore[arg-type]  # the fault
     with pytest.raises(
         raw.TableError, match=r"small.zip!CheXpert-v1.0-small/train.csv row 3 column Edema: .*invalid value 'yes'"
     ):

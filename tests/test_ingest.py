@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -31,6 +32,7 @@ from stages.core import archives, checkpoints, files
 from stages.ingest import decoding, duplicates
 
 MAX_PIXELS = 40_000_000
+BOMB_BYTES = 40_000_000
 
 
 def square(content: bytes, bits: int = 16, size_px: int = 32, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -287,16 +289,24 @@ def test_a_dask_scheduler_that_does_not_answer_is_named(project: Path, monkeypat
         owners.ingested("chestxray14", root)
 
 
-def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "pack"),
+    [("images", owners.in_folder), ("images_001.tar.gz", owners.tar_gz), ("images.zip", owners.zipped)],
+)
+def test_each_rejected_image_is_named_with_its_reason_and_the_others_are_kept(
+    project: Path, file: str, pack: Any
+) -> None:
     images = films(10)
     images[nih_name(3)] = b""
     images[nih_name(5)] = images[nih_name(5)][:-20]
     images[nih_name(7)] = b"GIF89a"
-    squares, report = owners.ingested("chestxray14", nih_of(project / "root", images))
-    assert {(found["image"], found["reason"]) for found in report["rejected"]} == {
-        (nih_name(3), "zero bytes"),
-        (nih_name(5), "truncated PNG"),
-        (nih_name(7), "neither PNG, JPEG nor DICOM"),
+    root = owners.nih(project / "root", owners.nih_rows(10), images={})
+    pack(root / file, images)
+    squares, report = owners.ingested("chestxray14", root)
+    assert {(found["image"], found["source"].split("/")[0], found["reason"]) for found in report["rejected"]} == {
+        (nih_name(3), file, "zero bytes"),
+        (nih_name(5), file, "truncated PNG"),
+        (nih_name(7), file, "neither PNG, JPEG nor DICOM"),
     }
     assert (report["read"], report["written"]) == (10, 7)
     assert set(squares) == set(images) - {nih_name(3), nih_name(5), nih_name(7)}
@@ -317,13 +327,17 @@ def test_padchest_reads_stored_bits_from_its_table(project: Path) -> None:
     assert (squares["a.png"].max(), squares["b.png"].max()) == (255, round(1023 / 4095 * 255))
 
 
-def test_folder_tar_and_zip_give_the_same_shards_for_any_number_of_workers(project: Path) -> None:
+def test_folder_tar_and_zip_of_a_whole_root_give_the_same_shards_for_any_number_of_workers(project: Path) -> None:
     members = {f"images/{name}": content for name, content in reversed(films(13).items())}
     members[f"images/{nih_name(4)}"] = b""
+    root = owners.nih(project / "folder", owners.nih_rows(13), members)
+    whole = {f"sample/{name}": content for name, content in owners.content(root).items()}
+    roots = {"folder": root, "tar": project / "tar", "zip": project / "zip"}
+    for name, file, pack in (("tar", "images_001.tar.gz", owners.tar_gz), ("zip", "images.zip", owners.zipped)):
+        roots[name].mkdir()
+        pack(roots[name] / file, whole)
     written = []
-    for number, pack in enumerate((owners.in_folder, owners.tar_gz, owners.zipped)):
-        root = owners.nih(project / f"root{number}", owners.nih_rows(13), images={})
-        pack(root if number == 0 else root / ("images_001.tar.gz" if number == 1 else "images.zip"), members)
+    for root in roots.values():
         for workers in (1, 3):
             params = {"ingest__size_px": 32, "ingest__shard_images": 5, "workers": workers}
             owners.project(project, datasets__chestxray14__max_rejected_images=0.5, **params)
@@ -435,6 +449,36 @@ def test_a_bomb_in_an_archive_is_rejected_unread(project: Path, file: str, pack:
     pack(root / file, {nih_name(1): png(film(1)), nih_name(2): bytes(3_000_000)})
     _, report = owners.ingested("chestxray14", root)
     assert [found["reason"] for found in report["rejected"]] == ["more bytes than ingest.max_pixels can have"]
+
+
+def test_a_zip_whose_directory_understates_a_member_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    content, stated = bytes(BOMB_BYTES), 1000
+    owners.zipped(tmp_path / "x.zip", {"a.png": content}, zipfile.ZIP_DEFLATED)
+    packed = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(packed.replace(struct.pack("<I", len(content)), struct.pack("<I", stated)))
+    member = archives.members(tmp_path / "x.zip")
+    tracemalloc.start()
+    with pytest.raises(archives.ArchiveError, match=r"x.zip is damaged .*CRC"):
+        next(member).read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < BOMB_BYTES / 4
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_by_a_method_that_is_unpacked_all_at_once_is_refused(tmp_path: Path, method: int) -> None:
+    owners.zipped(tmp_path / "x.zip", {"a.png": b"x"}, method)
+    with pytest.raises(archives.ArchiveError, match=r"'a.png', which is encrypted or packed by another method"):
+        list(archives.members(tmp_path / "x.zip"))
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    owners.zipped(tmp_path / "x.zip", {"a.png": b"x"})
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= archives.ENCRYPTED
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(archives.ArchiveError, match=r"'a.png', which is encrypted"):
+        list(archives.members(tmp_path / "x.zip"))
 
 
 def test_a_second_writer_is_refused_by_name_of_the_first(project: Path) -> None:

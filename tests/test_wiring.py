@@ -132,8 +132,17 @@ def test_stages_without_torch_import_none() -> None:
     assert done.stdout.strip() == "False"
 
 
+PACKAGES = ("phantom", "ingest")  # stages of several files
+
+
 def test_package_files_hold_no_code_that_deps_would_miss() -> None:
     """`__init__.py` files are not listed in dvc.yaml unless they are a stage."""
     with_code = [path for path in (wiring.ROOT / "stages").rglob("__init__.py") if not wiring.is_empty(path)]
-    stage_packages = {wiring.ROOT / f"stages/{name}/__init__.py" for name in ("phantom", "ingest")}
-    assert set(with_code) <= stage_packages
+    assert set(with_code) <= {wiring.ROOT / f"stages/{name}/__init__.py" for name in PACKAGES}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_stage_of_several_files_runs_by_its_name_too(name: str) -> None:
+    command = [sys.executable, "-m", f"stages.{name}", "--help"]
+    done = subprocess.run(command, cwd=wiring.ROOT, capture_output=True, text=True, check=True)
+    assert "--dataset" in done.stdout

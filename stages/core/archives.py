@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 ZIP_SUFFIXES = (".zip",)
 SUFFIXES = TAR_SUFFIXES + ZIP_SUFFIXES
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of a zip; of the others, zipfile unpacks all at once
+ENCRYPTED = 1  # flag of a member
 READ_BYTES = 1 << 20
 BLOCK = 512  # of the tar format; an intact archive ends with blocks of zeros
 
@@ -52,7 +54,7 @@ def members(path: Path) -> Iterator[Member]:
 
     Raises:
         ArchiveError: the archive is damaged or cut short (reading a member may raise it too), or a member's name is
-            absolute, climbs with `..`, or is a link or a device.
+            absolute, climbs with `..`, or is a link or a device, or cannot be unpacked bit by bit.
     """
     with _naming(path):
         yield from _in_zip(path) if path.name.lower().endswith(ZIP_SUFFIXES) else _in_tar(path)
@@ -72,13 +74,18 @@ def _in_zip(path: Path) -> Iterator[Member]:
             mode = info.external_attr >> 16
             is_plain = not stat.S_IFMT(mode) or stat.S_ISREG(mode) or info.is_dir()
             _require_harmless(path, info.filename, is_plain)
+            if info.flag_bits & ENCRYPTED or info.compress_type not in METHODS:
+                raise ArchiveError(
+                    f"{path} holds {info.filename!r}, which is encrypted or packed by another method than deflate: "
+                    "unpack the archive, and put the folder in its place"
+                )
             if not info.is_dir():
                 yield Member(info.filename, info.file_size, partial(_zipped_content, path, archive, info))
 
 
 def _zipped_content(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with _naming(path):
-        return archive.read(info)
+    with _naming(path), archive.open(info) as file:
+        return file.read(info.file_size)  # without a size, all would be unpacked that a lying directory hides
 
 
 def _in_tar(path: Path) -> Iterator[Member]:
@@ -127,4 +134,7 @@ def _require_harmless(archive: Path, name: str, is_plain: bool) -> None:
             f"{archive} holds {name!r}: members must lie below the archive, none is read; fetch it again"
         )
     if not is_plain:
-        raise ArchiveError(f"{archive} holds {name!r}, which is a link or a device: only plain files are read")
+        raise ArchiveError(
+            f"{archive} holds {name!r}, which is a link or a device: members must be plain files, none is read; "
+            "fetch it again"
+        )

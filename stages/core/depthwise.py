@@ -32,7 +32,7 @@ def offsets(size: tuple[int, int], out: tuple[int, int], kernel: int, stride: in
     return functional.one_hot(number, kernel**2 + 1)[:, :-1].float()
 
 
-def weight_gradient(input: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:  # noqa: A002
+def weight_gradient(input: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:  # noqa: A002 - torch's name
     """The gradient of a depthwise convolution's weights.
 
     Args:
@@ -56,14 +56,14 @@ def weight_gradient(input: Tensor, grad: Tensor, kernel: int, stride: int, paddi
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:  # noqa: A002
+    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:  # noqa: A002 - torch's name
         ctx.save_for_backward(input, weight)
         ctx.stride, ctx.padding = stride, padding
         return functional.conv2d(input, weight, None, stride, padding, 1, len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        input, weight = ctx.saved_tensors  # noqa: A001
+        input, weight = ctx.saved_tensors  # noqa: A001 - likewise
         stride, padding = ctx.stride, ctx.padding
         sides = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], len(weight), [True, False, False])
         to_input = torch.ops.aten.convolution_backward(grad, input, weight, None, *sides)[0]

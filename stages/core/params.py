@@ -286,6 +286,7 @@ class Params(Section):
     seed: int
     threads: Count
     workers: Count
+    max_table_mb: Count
     phantom: Phantom
     phantoms: dict[str, Phantoms]
     datasets: dict[str, Dataset]

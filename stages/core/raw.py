@@ -1,7 +1,7 @@
 """The raw files of a data set as its manifest pins them, and the tables among them.
 
 A data set's plug-in says in `TABLES` which tables it needs, by file name, and of which columns; where they lie (in the
-root, in a folder below it, or in a zip archive, gzipped or not) is found here.
+root, in a folder below it, or in an archive, gzipped or not) is found here. None is unpacked beyond the size in params.
 """
 
 import codecs
@@ -11,9 +11,8 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +23,7 @@ import pyarrow.csv
 from stages.core import archives
 
 HEADER_ROWS = 1
+MB = 1_000_000
 DICOM_SUFFIX = ".dcm"
 KINDS = {"text": pa.string(), "number": pa.float64()}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -60,34 +60,36 @@ def require_pinned(root: Path, manifest: Any) -> None:
             raise ValueError(f"{path} has {size} bytes, the manifest says {file['bytes']}: run `make repro`")
 
 
-def locate(root: Path, names: list[str], wanted: str) -> tuple[str, str]:
-    """Where a table lies: (file below the root, member in it or "").
+def locate(root: Path, names: list[str], wanted: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Where tables lie; archives are searched for those that lie in no folder.
 
     Args:
         root: the data set's root.
         names: the files below it.
-        wanted: the table's file name; `<wanted>.gz` will do.
+        wanted: the tables' file names; `<name>.gz` will do.
+
+    Returns:
+        Table -> (file below the root, member in it or ""), of the tables that are there.
 
     Raises:
-        TableError: it lies in more than one place.
-        FileNotFoundError: it is nowhere.
+        TableError: one lies in more than one place.
     """
-    allowed = {wanted, f"{wanted}.gz"}
-    places = [(name, "") for name in names if Path(name).name in allowed]
-    if not places:
-        places = [
-            (name, member.name)
-            for name in names
-            if name.lower().endswith(archives.ZIP_SUFFIXES)
-            for member in archives.members(root / name)
-            if Path(member.name).name in allowed
-        ]
-    if not places:
-        raise FileNotFoundError(f"{root} has no {wanted}, neither in a folder nor in a zip archive")
-    if len(places) > 1:
-        listed = ", ".join("!".join(filter(None, place)) for place in places)
-        raise TableError(f"{wanted} is there {len(places)} times below {root} ({listed}): leave one")
-    return places[0]
+    places = {table: [(name, "") for name in names if _is_table(name, table)] for table in wanted}
+    absent = [table for table, found in places.items() if not found]
+    for name in filter(archives.is_archive, names) if absent else ():
+        for member in archives.members(root / name):
+            for table in absent:
+                if _is_table(member.name, table):
+                    places[table].append((name, member.name))
+    for table, found in places.items():
+        if len(found) > 1:
+            listed = ", ".join("!".join(filter(None, place)) for place in found)
+            raise TableError(f"{table} is there {len(found)} times below {root} ({listed}): leave one")
+    return {table: found[0] for table, found in places.items() if found}
+
+
+def _is_table(name: str, table: str) -> bool:
+    return PurePosixPath(name).name in (table, f"{table}.gz")
 
 
 def image_key(plugin: ModuleType, name: str) -> str | None:
@@ -104,35 +106,39 @@ def optional_tables(plugin: ModuleType) -> dict[str, Mapping[str, str]]:
     return dict(getattr(plugin, "OPTIONAL_TABLES", {}))
 
 
-def tables(root: Path, manifest: Any, plugin: ModuleType) -> dict[str, pd.DataFrame]:
+def tables(root: Path, manifest: Any, plugin: ModuleType, max_mb: int) -> dict[str, pd.DataFrame]:
     """Read the tables of a data set.
 
     Args:
         root: the data set's root.
         manifest: what `download` wrote.
         plugin: the data set's; tables of its OPTIONAL_TABLES that are not there are left out.
+        max_mb: a table that is larger, unpacked, is refused.
 
     Returns:
         File name -> table, indexed by row number (the header is row 1; a list without header starts at 1), with the
         name of the file and the columns that it had in `attrs`.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        TableError: see `table`.
     """
-    names = [file["name"] for file in manifest["files"]]
-    found = {name: table(root, *locate(root, names, name), columns) for name, columns in plugin.TABLES.items()}
-    for name, columns in optional_tables(plugin).items():
-        with suppress(FileNotFoundError):
-            found[name] = table(root, *locate(root, names, name), columns)
-    return found
+    wanted = {**plugin.TABLES, **optional_tables(plugin)}
+    places = locate(root, [file["name"] for file in manifest["files"]], wanted)
+    if missing := [name for name in plugin.TABLES if name not in places]:
+        raise FileNotFoundError(f"{root} has no {', '.join(missing)}, neither in a folder nor in an archive")
+    return {name: table(root, *place, wanted[name], max_mb) for name, place in places.items()}
 
 
-def table(root: Path, name: str, member: str, columns: Mapping[str, str]) -> pd.DataFrame:
+def table(root: Path, name: str, member: str, columns: Mapping[str, str], max_mb: int) -> pd.DataFrame:
     """Read one table (see `tables`); a `.txt` list has one column and no header.
 
     Raises:
-        TableError: it has no rows, a column is missing or there twice, a row has too few or too many values, a number
-            is none, or the text is not UTF-8.
+        TableError: it is larger than `max_mb`, has no rows, a column is missing or there twice, a row has too few or
+            too many values, a number is none, or the text is not UTF-8.
     """
     label = "!".join(filter(None, (str(root / name), member)))
-    content = _content(root / name, member)
+    content = _content(root / name, member, label, max_mb)
     _require_text(content, label)
     is_list = Path(member or name).name.removesuffix(".gz").endswith(".txt")
     header = list(columns) if is_list else _header(content, label)
@@ -186,18 +192,33 @@ def _require_text(content: bytes, label: str) -> None:
         raise TableError(f"{label} line {line} has a NUL byte: save it as UTF-8 if it is UTF-16, else fetch it again")
 
 
-def _content(path: Path, member: str) -> bytes:
+def _content(path: Path, member: str, label: str, max_mb: int) -> bytes:
+    """A table's text; of a bomb, no more is unpacked than it takes to know it."""
+
+    def read(found: archives.Member) -> bytes:
+        _require_small(found.size_bytes, label, max_mb)
+        return found.read()
+
     if member:
-        content = next(found.read() for found in archives.members(path) if found.name == member)
+        content = next(read(found) for found in archives.members(path) if found.name == member)
     else:
-        with path.open("rb") as file:
-            content = file.read()
+        content = read(archives.Member(path.name, path.stat().st_size, path.read_bytes))
     if (member or path.name).endswith(".gz"):
         try:
-            return gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+                content = packed.read(max_mb * MB + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise TableError(f"{path} is damaged or cut short ({error}): fetch it again") from error
+            raise TableError(f"{label} is damaged or cut short ({error}): fetch it again") from error
+        _require_small(len(content), label, max_mb)
     return content
+
+
+def _require_small(size_bytes: int, label: str, max_mb: int) -> None:
+    if size_bytes > max_mb * MB:
+        raise TableError(
+            f"{label} has more than {max_mb} MB: no owner ships such a table, fetch it again; if yours is that large, "
+            "raise max_table_mb in params.yaml"
+        )
 
 
 def _header(content: bytes, label: str) -> list[str]:

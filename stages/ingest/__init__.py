@@ -211,7 +211,7 @@ def workplace(scheduler: str | None) -> Iterator[None]:
     except ImportError as error:
         raise ImportError("ingest.dask_scheduler in params.yaml needs Dask: pip install dask distributed") from error
     try:
-        client = Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]  # Dask has no types
     except OSError as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {scheduler} (params.yaml: ingest.dask_scheduler): start one with "
@@ -293,10 +293,10 @@ def write_shards(table: pd.DataFrame, kept: Path, folder: Path, size_px: int, sh
     files.write_table(index, folder / "index.parquet")
 
 
-def stated_of(root: Path, manifest: Any, plugin: ModuleType, check_size: bool) -> dict[str, Stated]:
+def stated_of(root: Path, manifest: Any, plugin: ModuleType, check_size: bool, max_table_mb: int) -> dict[str, Stated]:
     """What the tables say of each image file, for the images of which they say anything."""
     hooks = {name: getattr(plugin, name) for name in ("bit_depths", "sizes") if hasattr(plugin, name)}
-    tables = raw.tables(root, manifest, plugin) if hooks else {}
+    tables = raw.tables(root, manifest, plugin, max_table_mb) if hooks else {}
     said = {name: hook(tables) for name, hook in hooks.items()}
     bits, sizes = said.get("bit_depths", {}), said.get("sizes", {}) if check_size else {}
     return {image: Stated(bits.get(image, FULL_BITS), sizes.get(image)) for image in {**bits, **sizes}}
@@ -328,12 +328,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--root", required=True)
     args = parser.parse_args(argv)
-    settings, workers, limit = params.load("ingest", "workers", f"datasets.{args.dataset}.max_rejected_images")
+    settings, workers, max_table_mb, limit = params.load(
+        "ingest", "workers", "max_table_mb", f"datasets.{args.dataset}.max_rejected_images"
+    )
     plugin = plugins.load("datasets", args.dataset)
     manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
     root = files.input(args.root)
     raw.require_pinned(root, manifest)
-    stated = stated_of(root, manifest, plugin, settings.check_size)
+    stated = stated_of(root, manifest, plugin, settings.check_size, max_table_mb)
     reader = Reader(root, plugin, stated, settings.max_pixels)
     todo = groups(manifest, plugin)
     facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES}
@@ -349,7 +351,3 @@ def main(argv: list[str] | None = None) -> None:
             write_shards(table, kept, folder, settings.size_px, settings.shard_images)
         with files.output(f"reports/labels/{args.dataset}.images.json") as path:
             files.write_json(summarize(table, args.dataset, others, settings.near_duplicate_bits), path)
-
-
-if __name__ == "__main__":
-    main()
