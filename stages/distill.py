@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(
             cohort, args.student, start, loss.terms, settings, views, seed, names, threads, kept / "last.pt", soft,
-            teacher, loss.adapter,
+            teacher, adapter=loss.adapter,
         )  # fmt: skip
         with files.output(
             f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}"
