@@ -6,9 +6,8 @@ views or findings than the cohort's, and as `train_student` does.
 """
 
 import argparse
-from functools import partial
 
-from stages.core import checkpoints, files, models, params, plugins, soft_labels, training
+from stages.core import checkpoints, files, losses, models, params, plugins, soft_labels, training
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,16 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
     plugins.load("models", args.student)
-    loss = plugins.load("losses", args.loss)
     plugins.load("models", args.teacher)
+    loss = losses.with_settings(plugins.load("losses", args.loss), given)
     made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
-    teacher = soft_labels.load_teacher(made_by, cohort) if loss.NEEDS == "features" else None
-    terms = partial(loss.terms, settings=loss.Settings.model_validate(given))
+    teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(
-            cohort, args.student, start, terms, settings, views, seed, names, threads, kept / "last.pt", soft, teacher
-        )
+            cohort, args.student, start, loss.terms, settings, views, seed, names, threads, kept / "last.pt", soft,
+            teacher, adapter=loss.adapter,
+        )  # fmt: skip
         with files.output(
             f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}"
         ) as made:

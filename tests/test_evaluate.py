@@ -16,11 +16,17 @@ SETTINGS = params.Evaluate(replicates=200, confidence=0.95, min_positives=10, ma
 HEADLINE = params.Headline.model_construct(cohort="joint", student="small", teacher="big", loss="kd", seed=0)
 ALSO = params.AlsoDistill(cohorts=["one"], losses=["kd"])
 LOSSES = {"kd": 0, "other": 0}
-DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, [0], ALSO, HEADLINE)
+DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, {}, [0], ALSO, HEADLINE)
 MODELS = cells.models(*DECLARED)
-THREE_SEEDS = cells.models(*DECLARED[:4], [0, 1, 2], *DECLARED[5:])
+THREE_SEEDS = cells.models(*DECLARED[:5], [0, 1, 2], *DECLARED[6:])
 COLUMNS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Hernia"]
 OF_ONE = COLUMNS[:5]  # the cohort `one` never saw Hernia
+
+
+def test_a_sum_is_a_loss_of_the_headline_cohort_alone() -> None:
+    with_sum = cells.models(*DECLARED[:4], {"mix": 0}, *DECLARED[5:])
+    assert [model.id for model in with_sum if model not in MODELS] == ["distilled/joint/small/big/mix/0"]
+    assert set(MODELS) < set(with_sum)
 
 
 def make_labels(images: int = 240, dataset: str = "chexpert") -> pd.DataFrame:

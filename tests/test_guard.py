@@ -113,6 +113,20 @@ def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: 
     assert not (folder / "dvc.lock").exists()
 
 
+def test_code_below_a_declared_folder_may_be_imported(tmp_path: Path) -> None:
+    folder = project(tmp_path, "from stages.losses import sigmoid_kd")
+    used = ["checkpoints", "depthwise", "images", "losses", "metrics", "models", "objectives", "seeds", "training"]
+    code = "".join(f"    - stages/core/{name}.py\n" for name in used)
+    (folder / "dvc.yaml").write_text(STAGE.replace("    - stages/toy.py\n", f"{code}    - stages/toy.py\n"))
+    assert "toy went outside its declaration in dvc.yaml: imported stages/losses/sigmoid_kd.py" in repro(folder).stderr
+    text = (
+        (folder / "dvc.yaml").read_text().replace("    - stages/toy.py\n", "    - stages/losses\n    - stages/toy.py\n")
+    )
+    (folder / "dvc.yaml").write_text(text)
+    done = repro(folder)
+    assert done.returncode == 0, done.stderr
+
+
 def test_wrong_params_stop_the_stage_before_any_work(tmp_path: Path) -> None:
     folder = project(tmp_path)
     text = (

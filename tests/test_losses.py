@@ -1,6 +1,7 @@
 """Losses against closed forms, in float64."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
-from torch import Tensor
+from timm.loss import AsymmetricLossMultiLabel
+from torch import Tensor, nn
 from torchdistill.losses import mid_level
+from torchvision.ops import sigmoid_focal_loss
 
-from stages.core import models, objectives, plugins
+from stages.core import losses, models, objectives, params, plugins
 from stages.losses import (
     attention_transfer,
     cam_transfer,
     dist_corr,
+    feature_mse,
     logit_mse,
     mld,
     paper,
@@ -53,9 +57,31 @@ def random_features(seed: int, channels: int, side: int, rows: int = 5, findings
     return features(maps, torch.randn(findings, channels, dtype=torch.float64, generator=generator))
 
 
+def random_pair(seed: int) -> tuple[objectives.Features, objectives.Features]:
+    """The features of a student and of a teacher with other channels and a coarser grid."""
+    return random_features(seed, channels=6, side=4), random_features(seed + 1, channels=3, side=2)
+
+
 def picked(given: objectives.Features, rows: Tensor) -> objectives.Features:
     """The features of some films."""
     return objectives.Features(given.maps[rows], given.embedding[rows], given.classify, given.source[rows])
+
+
+def identity(adapter: nn.Module) -> nn.Module:
+    """An adapter that hands on what both sides have; the channels that only its output has are 0."""
+    for parameter in adapter.parameters():
+        nn.init.dirac_(parameter) if parameter.ndim == 4 else nn.init.zeros_(parameter)
+    return adapter.double()
+
+
+def terms_of(name: str, signals: objectives.Signals, given_settings: Any) -> dict[str, Tensor]:
+    """The terms of a loss, with an adapter that is the identity if it has one."""
+    loss = plugins.load("losses", name)
+    if not hasattr(loss, "adapter"):
+        found: dict[str, Tensor] = loss.terms(signals, given_settings)
+        return found
+    channels = [seen.maps.shape[1] for seen in signals.features or random_pair(0)]
+    return dict(loss.terms(signals, given_settings, identity(loss.adapter(*channels))))
 
 
 LOSSES = plugins.names("losses")
@@ -86,6 +112,109 @@ def test_a_batch_without_any_label_has_zero_task_loss_and_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss.item() == 0
     assert gradient.abs().max() == 0
+
+
+def of_training(targets: Tensor, **changes: Any) -> nn.Module:
+    """The criterion of the committed schedule, but for some keys."""
+    schedule = params.parse(params.read(Path(__file__).parent.parent / "params.yaml")).train.student
+    return objectives.criterion(params.Training.model_validate(schedule.model_dump() | changes), targets.numpy())
+
+
+ASYMMETRIC = {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}
+
+
+def test_the_committed_criterion_is_plain_cross_entropy() -> None:
+    student, _, target = random(40)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(student, target, reduction="none")
+    assert torch.equal(of_training(target)(student, target), plain)
+    assert torch.equal(objectives.CROSS_ENTROPY(student, target), plain)
+
+
+def test_the_asymmetric_loss_of_fully_annotated_targets_is_timms() -> None:
+    student, _, target = random(41)
+    signals = objectives.signals(student, target, criterion=of_training(target, asymmetric=ASYMMETRIC))
+    assert objectives.bce(signals).item() == AsymmetricLossMultiLabel(reduction="mean")(student, target).item()
+
+
+def test_the_asymmetric_loss_by_hand() -> None:
+    """p = 1/2: a positive costs (1 - p)^1 ln 2, a negative (p - m)^4 times -ln(1 - p + m), m = 0.05."""
+    student, target = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    positive, negative = of_training(target, asymmetric=ASYMMETRIC)(student, target)[0].tolist()
+    assert positive == pytest.approx(0.5 * math.log(2))
+    assert negative == pytest.approx(0.45**4 * -math.log(0.55), rel=1e-5)
+
+
+def test_the_asymmetric_loss_without_focus_and_margin_is_cross_entropy() -> None:
+    student, _, target = random(42)
+    flat = of_training(target, asymmetric={"gamma_neg": 0.0, "gamma_pos": 0.0, "clip": 0.0})
+    assert torch.allclose(flat(student, target).double(), objectives.CROSS_ENTROPY(student, target), rtol=1e-5)
+
+
+@pytest.mark.parametrize("asymmetric", [None, ASYMMETRIC])
+def test_unannotated_elements_are_masked_before_any_criterion(asymmetric: Any) -> None:
+    """Where a logit is so large that the focusing weight is 0, too."""
+    student, _, target = random(43)
+    target[0, 0] = target[3, 2] = math.nan
+    student[3, 2], student[1, 1], target[1, 1], target[1, 2] = 60.0, -60.0, 0.0, 0.7
+    student.requires_grad_()
+    signals = objectives.signals(student, target, criterion=of_training(target, asymmetric=asymmetric))
+    loss = objectives.bce(signals)
+    (gradient,) = torch.autograd.grad(loss, student)
+    known = ~torch.isnan(target)
+    per_element = signals.criterion(student, target.nan_to_num(7.0))
+    assert loss.item() == pytest.approx(per_element[known].mean().item(), rel=1e-6)
+    assert (gradient[~known] == 0).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_positives_weigh_the_ratio_of_annotated_negatives_but_no_more_than_the_cap() -> None:
+    """Three to one, one to one, none positive, never annotated; a smoothed label counts as the share that it says."""
+    nan = math.nan
+    train = torch.tensor([[1, 1, 0, nan], [0, 0, 0, nan], [0, nan, nan, nan], [0, nan, nan, nan]])
+    student, ones = torch.zeros(1, 4), torch.ones(1, 4)
+
+    def weights(cap: float, targets: Tensor, **changes: Any) -> list[float]:
+        plain, weighted = (of_training(targets, positive_weight_cap=c, **changes) for c in (1.0, cap))
+        assert torch.equal(weighted(student, 0 * ones), plain(student, 0 * ones))
+        ratios: list[float] = (weighted(student, ones) / plain(student, ones))[0].tolist()
+        return ratios
+
+    assert weights(10.0, train) == pytest.approx([3, 1, 10, 10])
+    assert weights(2.0, train) == pytest.approx([2, 1, 2, 2])
+    assert weights(2.0, train, asymmetric=ASYMMETRIC) == pytest.approx([2, 1, 2, 2])
+    assert weights(9.0, torch.tensor([[0.75], [0.0]]).repeat(1, 4)) == pytest.approx([1.25 / 0.75] * 4)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"paper"}))
+def test_the_task_of_every_loss_but_the_papers_follows_the_training(name: str) -> None:
+    student, teacher, target = random(44)
+    pair = random_pair(44)
+    chosen = of_training(target, asymmetric=ASYMMETRIC, positive_weight_cap=3.0)
+    given_settings = example(name)
+    terms, plain = (
+        terms_of(name, objectives.signals(student, target, teacher, pair, criterion), given_settings)
+        for criterion in (chosen, objectives.CROSS_ENTROPY)
+    )
+    alone = chosen(student, target).mean().item()
+    assert alone != pytest.approx(objectives.CROSS_ENTROPY(student, target).mean().item(), rel=0.1)
+    assert terms.pop("task").item() == pytest.approx(given_settings.alpha * alone, rel=1e-6)
+    assert all(value == plain[key] for key, value in terms.items())
+
+
+def test_the_papers_focal_task_does_not_follow_the_training() -> None:
+    student, teacher, target = random(46)
+    chosen = of_training(target, asymmetric=ASYMMETRIC, positive_weight_cap=3.0)
+    terms = [
+        paper.terms(objectives.signals(student, target, teacher, criterion=criterion), PAPER)
+        for criterion in (chosen, objectives.CROSS_ENTROPY)
+    ]
+    assert terms[0] == terms[1]
+
+
+def test_focal_agrees_with_torchvision() -> None:
+    student, _, target = random(47)
+    theirs = sigmoid_focal_loss(student, target, alpha=-1, gamma=2.0, reduction="mean")
+    assert paper.focal(objectives.signals(student, target), 2.0).item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
 def test_sigmoid_kd_at_student_equal_teacher_is_the_entropy_and_flat() -> None:
@@ -145,15 +274,14 @@ def test_focal_with_gamma_zero_is_cross_entropy() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(LOSSES))
 def test_every_loss_ignores_the_order_of_films_and_pulls_to_the_teacher(seed: int, name: str) -> None:
-    loss = plugins.load("losses", name)
     given_settings = example(name)
     student, teacher, target = random(seed)
     order = torch.randperm(len(student), generator=torch.Generator().manual_seed(seed))
     own, theirs = random_features(seed, channels=6, side=4), random_features(seed + 1, channels=3, side=2)
     other = picked(own, order), picked(theirs, order)
-    terms = loss.terms(objectives.signals(student, target, teacher, (own, theirs)), given_settings)
-    shuffled = loss.terms(objectives.signals(student[order], target[order], teacher[order], other), given_settings)
-    at_teacher = loss.terms(objectives.signals(teacher, target, teacher, (theirs, theirs)), given_settings)
+    terms = terms_of(name, objectives.signals(student, target, teacher, (own, theirs)), given_settings)
+    shuffled = terms_of(name, objectives.signals(student[order], target[order], teacher[order], other), given_settings)
+    at_teacher = terms_of(name, objectives.signals(teacher, target, teacher, (theirs, theirs)), given_settings)
     for key, value in terms.items():
         assert value.item() == pytest.approx(shuffled[key].item(), rel=1e-9)
         assert key == "task" or at_teacher[key] <= value + 1e-12
@@ -166,7 +294,7 @@ def test_every_loss_is_flat_at_the_teacher_but_for_its_task(name: str) -> None:
     theirs = random_features(9, channels=6, side=4)
     own = features(theirs.maps.clone().requires_grad_(), theirs.classify(torch.eye(6, dtype=torch.float64)).T)
     signals = objectives.signals(student, target, teacher, (own, theirs))
-    terms = plugins.load("losses", name).terms(signals, example(name))
+    terms = terms_of(name, signals, example(name))
     assert set(terms) > {"task"}
     for key in terms.keys() - {"task"}:
         gradients = torch.autograd.grad(terms[key], (student, own.maps), retain_graph=True, allow_unused=True)
@@ -175,12 +303,12 @@ def test_every_loss_is_flat_at_the_teacher_but_for_its_task(name: str) -> None:
         assert all(gradient.abs().max() < 1e-7 for gradient in reached), key
 
 
-@pytest.mark.parametrize("name", OF_LOGITS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_unannotated_elements_are_masked_in_the_task_and_taught_by_the_teacher(name: str) -> None:
     student, teacher, target = random(10)
     student.requires_grad_()
     target[:, 1] = math.nan
-    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+    terms = terms_of(name, objectives.signals(student, target, teacher, random_pair(10)), example(name))
     (hard,) = torch.autograd.grad(terms.pop("task"), student, retain_graph=True)
     (soft,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), student)
     assert (hard[:, 1] == 0).all()
@@ -189,11 +317,23 @@ def test_unannotated_elements_are_masked_in_the_task_and_taught_by_the_teacher(n
     assert torch.isfinite(soft).all()
 
 
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_teacher_that_is_silent_on_one_finding_of_one_film_lets_no_loss_be_finite(name: str, alpha: float) -> None:
+    """So that the training stops: not even a loss in which the teacher has no weight learns on without it."""
+    student, teacher, target = random(51)
+    teacher[2, 1] = math.nan
+    signals = objectives.signals(student, target, teacher, random_pair(51))
+    terms = terms_of(name, signals, example(name).model_copy(update={"alpha": alpha}))
+    assert torch.isfinite(terms["task"])
+    assert not torch.isfinite(torch.stack(list(terms.values())).sum())
+
+
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_alpha_one_of_a_loss_of_logits_is_the_task_alone(name: str) -> None:
     student, teacher, target = random(11)
     hard_only = example(name).model_copy(update={"alpha": 1.0})
-    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher), hard_only)
+    terms = terms_of(name, objectives.signals(student, target, teacher), hard_only)
     assert terms.pop("task") > 0
     assert all(value == 0 for value in terms.values())
 
@@ -236,6 +376,20 @@ def test_logit_mse_with_an_eighth_is_sigmoid_kd_at_a_high_temperature() -> None:
     warm = sigmoid_kd.Settings(alpha=0.3, temperature=1000.0)
     (theirs,) = torch.autograd.grad(sigmoid_kd.terms(signals, warm)["kd"], student)
     assert torch.allclose(ours, theirs, rtol=2e-3)
+
+
+def torchdistills_mse() -> nn.Module:
+    """Mean squares as torchdistill's configurations of logit and hint matching have them."""
+    place = {"module_path": "net", "io": "output"}
+    wanted = {"input": {"is_from_teacher": False} | place, "target": {"is_from_teacher": True} | place}
+    return mid_level.SimpleLossWrapper(nn.MSELoss(), **wanted)
+
+
+def test_logit_mse_agrees_with_torchdistill() -> None:
+    student, teacher, target = random(48)
+    ours = logit_mse.terms(objectives.signals(student, target, teacher), example("logit_mse"))["kd"]
+    theirs = torchdistills_mse()(*outputs(student, teacher), target)
+    assert ours.item() == pytest.approx(0.7 * 0.125 * theirs.item(), rel=1e-12)
 
 
 def outputs(student: Tensor, teacher: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -299,15 +453,16 @@ def test_a_temperature_of_zero_is_refused() -> None:
 
 def test_every_loss_needs_logits_or_features() -> None:
     assert sorted(OF_LOGITS + OF_FEATURES) == LOSSES
-    assert OF_FEATURES == ["attention_transfer", "cam_transfer", "rkd"]
+    assert OF_FEATURES == ["attention_transfer", "cam_transfer", "feature_mse", "rkd"]
+    assert all(not hasattr(plugins.load("losses", name), "adapter") for name in OF_LOGITS)
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_a_loss_of_features_has_the_terms_of_sigmoid_kd_and_more(name: str) -> None:
     student, teacher, target = random(20)
     target[:, 1] = math.nan
-    pair = random_features(20, channels=6, side=4), random_features(21, channels=3, side=2)
-    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
+    pair = random_pair(20)
+    terms = terms_of(name, objectives.signals(student, target, teacher, pair), example(name))
     for key, value in sigmoid_kd.terms(objectives.signals(student, target, teacher), KD).items():
         assert terms.pop(key) == value
     assert all(value > 0 for value in terms.values())
@@ -318,7 +473,7 @@ def test_a_loss_of_features_is_zero_at_the_teacher(name: str) -> None:
     _, teacher, target = random(21)
     same = random_features(21, channels=6, side=4)
     signals = objectives.signals(teacher, target, teacher, (same, same))
-    terms = plugins.load("losses", name).terms(signals, example(name))
+    terms = terms_of(name, signals, example(name))
     assert all(terms[key] == 0 for key in terms.keys() - {"task", "kd"})
 
 
@@ -331,7 +486,7 @@ def test_gradients_of_a_loss_of_features_are_finite_for_a_dead_student_and_witho
     dead = maps.double().requires_grad_()
     pair = features(dead, torch.ones(4, 6, dtype=torch.float64)), random_features(23, channels=3, side=2)
     target[:3] = math.nan
-    terms = plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
+    terms = terms_of(name, objectives.signals(student, target, teacher, pair), example(name))
     (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), dead)
     assert torch.isfinite(gradient).all()
 
@@ -340,7 +495,7 @@ def test_gradients_of_a_loss_of_features_are_finite_for_a_dead_student_and_witho
 def test_a_loss_of_features_without_them_says_so(name: str) -> None:
     student, teacher, target = random(24)
     with pytest.raises(ValueError, match="needs a teacher's features"):
-        plugins.load("losses", name).terms(objectives.signals(student, target, teacher), example(name))
+        terms_of(name, objectives.signals(student, target, teacher), example(name))
 
 
 def test_attention_by_hand() -> None:
@@ -362,6 +517,87 @@ def test_attention_agrees_with_torchdistill_but_for_the_mean_over_places() -> No
     place = {"io": "output", "path": "net"}
     reference = mid_level.ATLoss({"pair": {"student": place, "teacher": place}}, mode="code")
     assert ours.item() == pytest.approx(16 * reference(*outputs(own.maps, theirs.maps)).item(), rel=1e-10)
+
+
+def test_feature_matching_by_hand() -> None:
+    """One channel (1, 3) becomes (2, 6) and (1, 1) beside (2, 2) and (1, 4): (0 + 16 + 0 + 9) / 4."""
+    student = torch.tensor([[[[1.0, 3.0]]]], dtype=torch.float64)
+    teacher = torch.tensor([[[[2.0, 2.0]], [[1.0, 4.0]]]], dtype=torch.float64)
+    adapter = feature_mse.adapter(1, 2).double()
+    adapter.load_state_dict({"weight": torch.tensor([2.0, 0.0]).view(2, 1, 1, 1), "bias": torch.tensor([0.0, 1.0])})
+    pair = [features(maps, torch.ones(1, maps.shape[1], dtype=torch.float64)) for maps in (student, teacher)]
+    logits = torch.zeros(1, 1, dtype=torch.float64)
+    signals = objectives.signals(logits, logits, logits, (pair[0], pair[1]))
+    assert feature_mse.terms(signals, example("feature_mse"), adapter)["features"].item() == pytest.approx(100 * 25 / 4)
+
+
+def test_feature_matching_agrees_with_torchdistills_hint_on_the_coarser_grid() -> None:
+    student, teacher, target = random(49)
+    own, theirs = random_pair(49)
+    adapter = feature_mse.adapter(6, 3).double()
+    given_settings = example("feature_mse").model_copy(update={"weight": 0.5})
+    ours = feature_mse.terms(objectives.signals(student, target, teacher, (own, theirs)), given_settings, adapter)
+    hint = adapter(torch.nn.functional.avg_pool2d(own.maps, 2))
+    reference = torchdistills_mse()(*outputs(hint, theirs.maps), target)
+    assert ours["features"].item() == pytest.approx(0.5 * reference.item(), rel=1e-12)
+    gradients = torch.autograd.grad(ours["features"], list(adapter.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def sum_of(weights: dict[str, float]) -> losses.Loss:
+    """A weighted sum of losses with the settings of their docstrings."""
+    parts = {
+        name: losses.with_settings(loss, example(name).model_dump())
+        for name, loss in plugins.load_all("losses", weights).items()
+    }
+    return losses.weighted_sum(parts, weights)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.dictionaries(st.sampled_from(LOSSES), st.floats(0.01, 100), min_size=2, max_size=4),
+)
+def test_a_sum_is_the_weighted_sum_of_its_parts_term_by_term(seed: int, weights: dict[str, float]) -> None:
+    student, teacher, target = random(seed)
+    target[0, 1] = math.nan
+    signals = objectives.signals(student, target, teacher, random_pair(seed))
+    loss = sum_of(weights)
+    own = {"adapter": identity(loss.adapter(6, 3))} if loss.adapter else {}
+    found = loss.terms(signals, **own)
+    parts = {name: terms_of(name, signals, example(name)) for name in weights}
+    task = sum(weights[name] * terms.pop("task").item() for name, terms in parts.items())
+    assert found.pop("task").item() == pytest.approx(task, rel=1e-12)
+    assert {key: value.item() for key, value in found.items()} == pytest.approx(
+        {
+            f"{name}_{key}": weights[name] * value.item()
+            for name, terms in parts.items()
+            for key, value in terms.items()
+        },
+        rel=1e-12,
+    )
+
+
+def test_the_order_of_a_sums_parts_changes_no_bit() -> None:
+    student, teacher, target = random(50)
+    signals = objectives.signals(student, target, teacher, random_pair(50))
+    weights = {"rkd": 0.3, "sigmoid_kd": 1.7, "paper": 0.1, "mld": 2.9}
+    one, other = (sum_of(given).terms(signals) for given in (weights, dict(reversed(weights.items()))))
+    assert list(one.items()) == list(other.items())
+
+
+def test_a_sum_needs_what_any_part_needs() -> None:
+    assert not sum_of({"sigmoid_kd": 1.0, "paper": 0.5}).needs_features
+    assert sum_of({"sigmoid_kd": 1.0, "paper": 0.5}).adapter is None
+    assert sum_of({"sigmoid_kd": 1.0, "rkd": 0.5}).needs_features
+    assert sum_of({"sigmoid_kd": 1.0, "rkd": 0.5}).adapter is None
+    both = sum_of({"rkd": 1.0, "feature_mse": 0.5})
+    assert both.needs_features
+    assert both.adapter
+    assert [(name, value.shape) for name, value in both.adapter(6, 3).named_parameters()] == [
+        ("feature_mse.weight", (3, 6, 1, 1)),
+        ("feature_mse.bias", (3,)),
+    ]
 
 
 def test_rkd_agrees_with_torchdistill() -> None:
@@ -420,12 +656,12 @@ def test_maps_meet_on_the_coarser_grid_as_torch_pools_them(first: tuple[int, int
         assert torch.allclose(ours, torch.nn.functional.adaptive_avg_pool2d(maps, coarser))
 
 
-@pytest.mark.parametrize("name", ["attention_transfer", "cam_transfer"])
+@pytest.mark.parametrize("name", ["attention_transfer", "cam_transfer", "feature_mse"])
 def test_a_grid_of_one_place_is_refused_by_a_loss_that_compares_places(name: str) -> None:
     student, teacher, target = random(32)
     pair = random_features(32, channels=6, side=2), random_features(33, channels=3, side=1)
     with pytest.raises(ValueError, match=r"more than one, got grids of \(2, 2\) and \(1, 1\): raise ingest"):
-        plugins.load("losses", name).terms(objectives.signals(student, target, teacher, pair), example(name))
+        terms_of(name, objectives.signals(student, target, teacher, pair), example(name))
 
 
 @pytest.mark.parametrize("name", ["eeea_net_c2", "resnet10t", "visformer_s", "autoformer_v2_t"])

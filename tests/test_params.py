@@ -59,6 +59,30 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["cohorts"]["joint"]["datasets"].append("vindr"), "cohorts.joint.datasets: must be one of"),
         (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet10t"]}), "must match"),
         (lambda v: v["also_distill"]["cohorts"].append("joint"), "joint is headline.cohort"),
+        (
+            lambda v: v["loss_sums"].update(paper={"paper": 1.0, "sigmoid_kd": 1.0}),
+            "loss_sums.paper: must not be named",
+        ),
+        (
+            lambda v: v["loss_sums"].update(mix={"paper": 1.0, "rkd": 1.0}),
+            "loss_sums.mix: must be one of the keys of lo",
+        ),
+        (lambda v: v["loss_sums"].update(mix={"paper": 1.0}), "loss_sums.mix: .* at least 2"),
+        (lambda v: v["loss_sums"].update(mix={"paper": 1.0, "sigmoid_kd": 0.0}), "loss_sums.mix.sigmoid_kd: .*than 0"),
+        (lambda v: v["loss_sums"].update({"a-b": {"paper": 1.0, "sigmoid_kd": 1.0}}), "loss_sums.a-b: names match"),
+        (
+            lambda v: v["loss_sums"].update(mix={"paper": 1.0, "sigmoid_kd": 1.0}) or v["headline"].update(loss="mix"),
+            "headline.loss: must be one of also_distill.losses .sigmoid_kd., got 'mix'",
+        ),
+        (lambda v: v["train"]["teacher"].update(positive_weight_cap=0.5), "teacher.positive_weight_cap: .* equal to 1"),
+        (
+            lambda v: v["train"]["student"].update(asymmetric={"gamma_neg": 0.5, "gamma_pos": 1.0, "clip": 0.0}),
+            "student.asymmetric.gamma_neg: must be 0 or at least 1",
+        ),
+        (
+            lambda v: v["train"]["student"].update(asymmetric={"gamma_neg": 4.0, "gamma_pos": 1.0}),
+            "student.asymmetric.clip: missing",
+        ),
         (lambda v: v["phantom"]["difficulty"]["size"].update(low=9.0), "low must not exceed high"),
         (lambda v: v["cohorts"].update(pair={"datasets": ["padchest"]}), "cohorts.pair: must be headline.cohort or in"),
         (lambda v: v["seeds"].append(0), "seeds: an item stands twice"),
@@ -73,6 +97,14 @@ def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, mess
     change(values)
     with pytest.raises(params.ParamsError, match=message):
         params.parse(values)
+
+
+def test_a_sum_may_be_the_headline_where_there_is_one_cohort(values: Any) -> None:
+    values["loss_sums"] = {"mix": {"paper": 1.0, "sigmoid_kd": 0.5}}
+    values["cohorts"] = {"joint": values["cohorts"]["joint"]}
+    values["also_distill"] = {"cohorts": [], "losses": []}
+    values["headline"]["loss"] = "mix"
+    assert params.parse(values).headline.loss == "mix"
 
 
 def test_what_only_a_plug_in_knows_is_checked_before_the_run(values: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ LOSSES = ("sigmoid_kd", "paper")
 def declared(losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What `params.load(*cells.PARAMS)` gives."""
     also = params.AlsoDistill(cohorts=list(DATASETS), losses=["sigmoid_kd"])
-    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), list(seeds), also, HEADLINE
+    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), {}, list(seeds), also, HEADLINE
 
 
 def outputs(cohort: str) -> list[str]:

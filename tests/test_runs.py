@@ -135,12 +135,15 @@ def test_a_new_teacher_leaves_the_twins_alone(run: Path) -> None:
     assert "train_teacher@joint-resnet10t" not in names
 
 
-def test_a_loss_removed_from_params_is_refused_until_pruned_and_leaves_no_trace(run: Path) -> None:
+def test_a_loss_and_a_sum_removed_from_params_are_refused_until_pruned_and_leave_no_trace(run: Path) -> None:
     extra = {"alpha": 0.5, "temperature": 2.0, "gamma": 2.0, "weight": 1.0, "reduction": "sum"}
     edit(run, lambda v: v["losses"].update(paper=extra))
+    edit(run, lambda v: v.update(loss_sums={"paper_mix": {"paper": 1.0, "sigmoid_kd": 0.5}}))
     dvc(run, "repro")
     assert "paper" in (run / "reports/report.md").read_text()
+    assert "paper_mix from" in (run / "reports/report.md").read_text()
     edit(run, lambda v: v["losses"].pop("paper"))
+    edit(run, lambda v: v.update(loss_sums={}))
     refused = dvc(run, "repro", check=False)
     assert refused.returncode != 0
     assert "run `make prune`" in refused.stderr
@@ -148,11 +151,12 @@ def test_a_loss_removed_from_params_is_refused_until_pruned_and_leaves_no_trace(
     prune = [sys.executable, "-m", "stages.core.lock", "prune"]
     gone = subprocess.run(prune, cwd=run, env=environment, capture_output=True, text=True, check=True).stdout
     assert "dvc.lock: distill@joint-eeea_net_c2-resnet10t-paper-0" in gone
-    assert not list(run.glob("data/models/distilled/**/paper"))
+    assert "dvc.lock: distill_sum@joint-eeea_net_c2-resnet10t-paper_mix-0" in gone
+    assert not list(run.glob("data/models/distilled/**/paper*"))
     dvc(run, "repro")
     assert not list(run.glob("reports/**/*paper*"))
-    assert not any("-paper-" in name for name in lock(run))
-    assert "`paper`" not in (run / "reports/report.md").read_text()
+    assert not any("-paper" in name for name in lock(run))
+    assert "paper" not in (run / "reports/report.md").read_text()
 
 
 def kill_while(folder: Path, stage: str, is_time: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from stages.core import files, models, objectives, params, plugins, soft_labels, training
+from stages.core import files, losses, models, objectives, params, plugins, soft_labels, training
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("student", "tiny", "eeea_net_c2", 0)
@@ -64,6 +64,7 @@ def trainer(
     soft: Any = None,
     terms: Any = None,
     teacher: Any = None,
+    adapter: Any = None,
     seed: int = 1,
     **changes: Any,
 ) -> Any:
@@ -71,18 +72,24 @@ def trainer(
     models.fix(threads=1)
     model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
     chosen = terms or objectives.undistilled
-    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft, teacher)
+    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft, teacher, adapter)
 
 
 def distilled(name: str, views: Any, **changes: Any) -> dict[str, Any]:
-    """What `trainer` takes for a loss with its docstring's settings: terms, soft labels, and a teacher if needed."""
-    loss = plugins.load("losses", name)
-    entry = YAML(typ="safe").load(str(loss.__doc__).split("In params.yaml:\n")[1])[name]
+    """What `trainer` takes for a loss with its docstring's settings, but for some; a teacher only if it is needed."""
+    loss = losses.with_settings(plugins.load("losses", name), entry(name) | changes)
     return {
-        "terms": partial(loss.terms, settings=loss.Settings.model_validate(entry | changes)),
+        "terms": loss.terms,
         "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
-        "teacher": models.build_model("resnet10t", 2, 32, seed=5) if loss.NEEDS == "features" else None,
+        "teacher": models.build_model("resnet10t", 2, 32, seed=5) if loss.needs_features else None,
+        "adapter": loss.adapter,
     }
+
+
+def entry(name: str) -> dict[str, Any]:
+    """The settings with which a loss's docstring ends."""
+    text = str(plugins.load("losses", name).__doc__).split("In params.yaml:\n")[1]
+    return dict(YAML(typ="safe").load(text)[name])
 
 
 def weights(model: torch.nn.Module) -> bytes:
@@ -97,12 +104,14 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(cohort: Any, views: A
     assert weights(runs[0][0]) != weights(runs[2][0])
 
 
-@pytest.mark.parametrize("loss", ["sigmoid_kd", "rkd"])
+@pytest.mark.parametrize("loss", ["sigmoid_kd", "rkd", "feature_mse"])
 def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbed_one(
-    cohort: Any, views: Any, tmp_path: Path, loss: str
+    views: Any, tmp_path: Path, loss: str
 ) -> None:
+    cohort = drawn(tmp_path / "cohort", 64)
     kd = distilled(loss, views)
-    undisturbed, history = trainer(cohort, views, **kd).fit(tmp_path / "whole.pt")
+    whole = trainer(cohort, views, **kd)
+    undisturbed, history = whole.fit(tmp_path / "whole.pt")
 
     class Stopped(Exception):  # noqa: N818
         pass
@@ -121,9 +130,77 @@ def test_a_run_stopped_after_any_checkpoint_ends_with_the_bytes_of_an_undisturbe
     resumed = trainer(cohort, views, **kd)
     resumed._restore(tmp_path / "last.pt")
     assert resumed.progress.step == 5
-    model, again = trainer(cohort, views, **kd).fit(tmp_path / "last.pt")
+    resumed = trainer(cohort, views, **kd)
+    model, again = resumed.fit(tmp_path / "last.pt")
     assert weights(model) == weights(undisturbed)
+    assert weights(resumed.adapter) == weights(whole.adapter)
     assert again == history
+
+
+def test_an_adapter_is_seeded_by_the_run_and_learns_under_its_clipping(views: Any, tmp_path: Path) -> None:
+    cohort = drawn(tmp_path / "cohort", 64)
+    kd = distilled("feature_mse", views)
+    state = torch.get_rng_state()
+    first, second = (trainer(cohort, views, clip_norm=1e-3, **kd) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    start = weights(first.adapter)
+    assert start == weights(second.adapter)
+    other = training.build_adapter(kd["adapter"], first.task.trainable_module, kd["teacher"], seed=1)
+    assert weights(other) != start
+    first._step()
+    assert weights(first.adapter) != start
+    assert weights(first.adapter) != weights(second.adapter)
+    trained = [*first.task.trainable_module.parameters(), *first.adapter.parameters()]
+    assert torch.nn.utils.get_total_norm([one.grad for one in trained]).item() == pytest.approx(1e-3, rel=1e-3)
+    assert {id(one) for group in first.optimizer.param_groups for one in group["params"]} == {
+        id(one) for one in trained
+    }
+
+
+def test_an_adapter_is_dropped_at_the_end(views: Any, tmp_path: Path) -> None:
+    cohort = drawn(tmp_path / "cohort", 64)
+    model, _ = trainer(cohort, views, steps=4, **distilled("feature_mse", views)).fit(tmp_path / "last.pt")
+    assert model.state_dict().keys() == models.build_model("eeea_net_c2", 2, 64).state_dict().keys()
+
+
+def test_a_teacher_that_is_silent_on_one_film_stops_the_step_that_sees_it(
+    cohort: Any, views: Any, tmp_path: Path
+) -> None:
+    kd = distilled("sigmoid_kd", views)
+    run = trainer(cohort, views, batch_size=7, **kd)
+    kd["soft"][0, run._rows(2)[0][3], 1] = math.nan
+    with pytest.raises(training.TrainingError, match="the loss is nan at step 2 "):
+        run.fit(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 7e4])
+def test_soft_labels_that_are_not_finite_in_fp16_are_not_written(
+    cohort: Any, views: Any, tmp_path: Path, value: float
+) -> None:
+    logits = np.zeros((views.count, 28, 2), np.float32)
+    logits[1, 3, 0] = value
+    with pytest.raises(soft_labels.SoftLabelError, match=f"finite in fp16, got 1 of {logits.size}"):
+        soft_labels.write(logits, cohort, views, 17, tmp_path / "soft")
+    assert not (tmp_path / "soft").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"positive_weight_cap": 5.0}, {"asymmetric": params.Asymmetric(gamma_neg=4.0, gamma_pos=1.0, clip=0.05)}],
+)
+def test_a_training_takes_its_criterion_from_its_schedule(
+    cohort: Any, views: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The task of the first step, before any weight has moved, is that of the criterion over the annotated elements."""
+    run = trainer(cohort, views, **changes)
+    plain = trainer(cohort, views)
+    for one in (run, plain):
+        one._step()
+    assert run.progress.sums["task"] != plain.progress.sums["task"]
+    expected = objectives.criterion(settings(**changes), cohort.train.targets)
+    assert type(run.task.criterion) is type(expected)
+    _, history = trainer(cohort, views, steps=4, **changes).fit(tmp_path / "last.pt")
+    assert all(math.isfinite(row["loss"]) for row in history)
 
 
 def test_training_learns_what_is_there_to_learn(cohort: Any, views: Any, tmp_path: Path) -> None:
@@ -194,7 +271,7 @@ def test_logging_the_pull_of_terms_changes_no_byte(
     assert all(row["kd_grad_ratio"] > 0 for row in history)
 
 
-@pytest.mark.parametrize("loss", ["attention_transfer", "rkd", "cam_transfer"])
+@pytest.mark.parametrize("loss", ["attention_transfer", "rkd", "cam_transfer", "feature_mse"])
 def test_a_loss_of_features_without_weight_pulls_like_the_twin_and_with_it_otherwise(
     views: Any, tmp_path: Path, loss: str
 ) -> None:
@@ -213,7 +290,12 @@ def test_a_loss_of_features_without_weight_pulls_like_the_twin_and_with_it_other
 
 @pytest.mark.parametrize(
     ("loss", "added"),
-    [("attention_transfer", ["attention"]), ("rkd", ["distance", "angle"]), ("cam_transfer", ["maps"])],
+    [
+        ("attention_transfer", ["attention"]),
+        ("rkd", ["distance", "angle"]),
+        ("cam_transfer", ["maps"]),
+        ("feature_mse", ["features"]),
+    ],
 )
 def test_a_loss_of_features_logs_the_pull_of_each_term_and_leaves_the_teacher_alone(
     views: Any, tmp_path: Path, loss: str, added: list[str]
@@ -311,35 +393,58 @@ def test_a_cohort_without_validation_films_is_refused(tmp_path: Path) -> None:
         training.load_cohort(folder)
 
 
+CELL = ["--cohort", "joint", "--student", "eeea_net_c2", "--teacher", "resnet10t", "--seed", "0"]
+
+
+def ready(project: Path, cohort: training.Cohort, folder: Path, views: Any, **changes: Any) -> dict[str, Any]:
+    """A project in which a cell can be distilled in four steps; what is known of its teacher."""
+    short = {"steps": 4, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5}
+    changes |= {f"train__student__{key}": value for key, value in short.items()}
+    used = {name: entry(name) for name in ("sigmoid_kd", "rkd", "feature_mse")}
+    owners.project(project, losses=used, threads=1, **changes)
+    shutil.copytree(folder, project / "data/cohorts/joint")
+    seed = params.read(project / "params.yaml")["seed"]
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, project / "data/soft_labels/joint/resnet10t")
+    about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": cohort.about["size_px"]}
+    models.write(models.build_model("resnet10t", 2, 32), about, project / "data/models/teacher/joint/resnet10t")
+    return about
+
+
+def test_a_sum_is_distilled_like_a_loss_and_logs_each_part(views: Any, project: Path, tmp_path: Path) -> None:
+    from stages import distill_sum
+
+    cohort = drawn(tmp_path / "cohort", 64)
+    ready(project, cohort, tmp_path / "cohort", views, loss_sums={"mix": {"sigmoid_kd": 1.0, "feature_mse": 0.5}})
+    distill_sum.main([*CELL, "--sum", "mix"])
+    place = "distilled/joint/eeea_net_c2/resnet10t/mix/0"
+    curve = pd.read_csv(project / f"reports/curves/{place}.csv")
+    added = ["feature_mse_kd", "feature_mse_features", "sigmoid_kd_kd"]
+    pulls = [f"{name}_grad_ratio" for name in added]
+    assert list(curve.columns) == ["step", "lr", "loss", "task", *added, *pulls, "val_auroc"]
+    assert (curve[pulls] > 0).all(axis=None)
+    assert curve["loss"].to_numpy() == pytest.approx(curve[["task", *added]].sum(axis=1).to_numpy(), rel=1e-4)
+    model, about = models.load_model(project / f"data/models/{place}")
+    assert about["findings"] == ["Edema", "Mass"]
+    assert not any("adapter" in name or "feature_mse" in name for name in model.state_dict())
+
+
 def test_only_a_loss_of_features_opens_and_runs_the_teacher(
     cohort: Any, views: Any, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A loss of logits trains beside a teacher whose weights are rubbish; a loss of features needs them."""
     from stages import distill
 
-    short = {"steps": 4, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5}
-    changes = {f"train__student__{key}": value for key, value in short.items()}
-    losses = {
-        "sigmoid_kd": {"alpha": 0.3, "temperature": 2.0},
-        "rkd": {"alpha": 0.3, "temperature": 2.0, "distance": 1.0, "angle": 2.0},
-    }
-    owners.project(project, losses=losses, threads=1, **changes)
-    shutil.copytree(tmp_path / "cohort", project / "data/cohorts/joint")
-    seed = params.read(project / "params.yaml")["seed"]
-    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, project / "data/soft_labels/joint/resnet10t")
-    teacher = project / "data/models/teacher/joint/resnet10t"
-    about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": 32}
-    models.write(models.build_model("resnet10t", 2, 32), about, teacher)
-    cell = ["--cohort", "joint", "--student", "eeea_net_c2", "--teacher", "resnet10t", "--seed", "0", "--loss"]
+    about = ready(project, cohort, tmp_path / "cohort", views)
     ran = []
     original = objectives.with_features
     monkeypatch.setattr(objectives, "with_features", lambda *given: ran.append(1) or original(*given))
-    distill.main([*cell, "rkd"])
+    distill.main([*CELL, "--loss", "rkd"])
     assert len(ran) == 8  # the teacher and the student, in four steps
+    teacher = project / "data/models/teacher/joint/resnet10t"
     files.write_json(about | {"findings": ["Mass", "Edema"]}, teacher / "model.json")
     with pytest.raises(soft_labels.SoftLabelError, match=r"teacher resnet10t has outputs \['Mass', 'Edema'\] at 32 px"):
-        distill.main([*cell, "rkd"])
+        distill.main([*CELL, "--loss", "rkd"])
     (teacher / "weights.safetensors").write_bytes(b"rubbish")
-    distill.main([*cell, "sigmoid_kd"])
+    distill.main([*CELL, "--loss", "sigmoid_kd"])
     assert len(ran) == 8
     assert (project / "data/models/distilled/joint/eeea_net_c2/resnet10t/sigmoid_kd/0/model.json").is_file()

@@ -59,6 +59,38 @@ def test_the_same_holds_for_every_cell_of_a_preset(tmp_path: Path, preset: Path)
     assert differences(checkout(tmp_path, preset)) == []
 
 
+def with_sum(folder: Path) -> Path:
+    """Params that add a weighted sum of losses, in a checkout."""
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    values["loss_sums"] = {"mix": {"sigmoid_kd": 1.0, "paper": 0.5}}
+    yaml.dump(values, folder / "params.yaml")
+    return folder
+
+
+def test_the_same_holds_for_a_weighted_sum_of_losses(tmp_path: Path) -> None:
+    folder = with_sum(checkout(tmp_path))
+    cells = {name for name in declared(folder) if "mix" in name}
+    assert cells == {f"{stage}@joint-eeea_net_c2-resnet10t-mix-0" for stage in ("distill_sum", "predict_sum")}
+    assert differences(folder) == []
+
+
+def test_a_sum_alone_can_be_the_headline(tmp_path: Path) -> None:
+    """Where there is one cohort: what export and explain read is what the sum's entries make."""
+    folder = with_sum(checkout(tmp_path))
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    values["cohorts"] = {"joint": values["cohorts"]["joint"]}
+    values["also_distill"] = {"cohorts": [], "losses": []}
+    values["headline"]["loss"] = "mix"
+    yaml.dump(values, folder / "params.yaml")
+    assert differences(folder) == []
+    graph = Repo(str(folder)).index.graph
+    assert {stage.name for stage in graph if graph.in_degree(stage) == 0} == {"report"}
+    reads = {stage.name.split("@")[0]: {other.name.split("@")[0] for other in graph[stage]} for stage in graph}
+    assert "distill_sum" in reads["export"] & reads["explain"]
+
+
 def test_the_stages_form_one_graph_from_phantom_to_report() -> None:
     graph = Repo(str(wiring.ROOT)).index.graph  # an edge leads from a stage to what it depends on
     assert networkx.is_weakly_connected(graph)
@@ -85,7 +117,7 @@ def test_a_dep_or_param_taken_out_of_any_entry_is_named(tmp_path: Path) -> None:
             if number < len(lines(entry)):
                 kind, position = lines(entry)[number]
                 taken[name] = (kind, entry.get("do", entry)[kind].pop(position))
-        folder = checkout(tmp_path / str(number))
+        folder = with_sum(checkout(tmp_path / str(number)))
         yaml.dump(document, folder / "dvc.yaml")
         found = differences(folder)
         for name, (kind, line) in taken.items():

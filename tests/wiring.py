@@ -1,7 +1,8 @@
 """What a stage reads and writes, computed from its code: the reference that `dvc.yaml` is held against.
 
-The conventions that make this possible: a stage's `main()` calls `params.load`, `files.input`, `files.output` and
-`plugins.load` with literals and f-strings over its command line's `args` alone, and imports are plain statements.
+The conventions that make this possible: a stage's `main()` calls `params.load`, `files.input`, `files.output`,
+`plugins.load` and `plugins.load_all` (whose names may come from params: it reads their whole folder) with literals and
+f-strings over its command line's `args` alone, and imports are plain statements.
 """
 
 import ast
@@ -111,7 +112,7 @@ def calls(module: str) -> list[tuple[str, ast.Call]]:
 
 
 def _calls(path: Path) -> list[tuple[str, ast.Call]]:
-    wanted = {"params.load", "files.input", "files.output", "plugins.load"}
+    wanted = {"params.load", "files.input", "files.output", "plugins.load", "plugins.load_all"}
     nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     return [(ast.unparse(node.func), node) for node in nodes if ast.unparse(node.func) in wanted]
 
@@ -130,6 +131,11 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
         elif name == "plugins.load":
             kind, plugin = (text(argument, args) for argument in call.args)
             code |= closure(f"stages.{kind}.{plugin}")
+        elif name == "plugins.load_all":  # which ones only params know: the folder
+            folder = f"stages/{text(call.args[0], args)}"
+            wiring.deps.add(folder)
+            for path in (ROOT / folder).glob("*.py"):
+                code |= closure(f"{folder.replace('/', '.')}.{path.stem}") - {path}
         else:
             (wiring.deps if name == "files.input" else wiring.outs).add(text(call.args[0], args))
     wiring.deps |= {path.relative_to(ROOT).as_posix() for path in code}

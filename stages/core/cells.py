@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARAMS = ("cohorts", "teachers", "students", "losses", "seeds", "also_distill", "headline")
+PARAMS = ("cohorts", "teachers", "students", "losses", "loss_sums", "seeds", "also_distill", "headline")
 
 
 @dataclass(frozen=True, order=True)
@@ -16,7 +16,7 @@ class Model:
         cohort: what it was trained on.
         architecture: its file under stages/models.
         teacher: the teacher's architecture; empty but for `distilled`.
-        loss: the distillation loss; empty but for `distilled`.
+        loss: the distillation loss, or a weighted sum of several; empty but for `distilled`.
         seed: the student's seed; -1 for a teacher.
     """
 
@@ -46,12 +46,12 @@ class Model:
 
 
 def models(
-    cohorts: Any, teachers: Any, students: Any, losses: Any, seeds: Any, also: Any, headline: Any
+    cohorts: Any, teachers: Any, students: Any, losses: Any, sums: Any, seeds: Any, also: Any, headline: Any
 ) -> list[Model]:
     """Every model that params declares, teachers first (arguments as `params.load(*cells.PARAMS)` gives them)."""
     found = [Model("teacher", cohort, teacher) for cohort in cohorts for teacher in teachers]
     found += [Model("twin", cohort, student, seed=seed) for cohort in cohorts for student in students for seed in seeds]
-    grids = [([headline.cohort], list(losses)), (also.cohorts, also.losses)]
+    grids = [([headline.cohort], [*losses, *sums]), (also.cohorts, also.losses)]
     found += [
         Model("distilled", cohort, student, teacher, loss, seed)
         for grid_cohorts, grid_losses in grids

@@ -141,7 +141,7 @@ def _project_modules(root: Path) -> set[str]:
 def _imported(declared: Declaration, root: Path, harness: set[str]) -> set[str]:
     """Project modules that the stage imported beside this wrapper's own, and that are no declared dependency."""
     own = {path for path in _project_modules(root) - harness if not path.endswith("/__init__.py")}
-    return {f"imported {path}" for path in own - set(declared.deps)}
+    return {f"imported {path}" for path in own if not {path, *map(str, Path(path).parents)} & set(declared.deps)}
 
 
 def run(module: str, argv: list[str]) -> None:

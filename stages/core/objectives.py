@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -64,6 +66,30 @@ def with_features(model: Any, images: Tensor) -> tuple[Tensor, Features]:
     return classifier(embedding).float(), Features(maps, embedding.float(), classify, source)
 
 
+CROSS_ENTROPY = nn.BCEWithLogitsLoss(reduction="none")
+
+
+def criterion(settings: Any, targets: np.ndarray) -> nn.Module:
+    """The hard labels' loss of each element: logits and targets (batch, finding) to losses of that shape.
+
+    Binary cross-entropy, or the asymmetric loss of Ridnik et al., arXiv 2009.14119 (timm's), in both with weights for
+    the positives: for each finding negatives / positives, but `positive_weight_cap` at most; a cap of 1 is off.
+
+    Args:
+        settings: `train.teacher` or `train.student` of params.yaml.
+        targets: of the training rows, float (rows, findings), NaN where a label does not count.
+    """
+    weights = None
+    if settings.positive_weight_cap != 1:
+        positives = np.nansum(targets, axis=0)
+        negatives = (~np.isnan(targets)).sum(axis=0) - positives
+        ratios = np.divide(negatives, positives, out=np.full(targets.shape[1], np.inf), where=positives > 0)
+        weights = torch.from_numpy(np.minimum(ratios, settings.positive_weight_cap).astype(np.float32))
+    if settings.asymmetric is None:
+        return nn.BCEWithLogitsLoss(reduction="none", pos_weight=weights)
+    return AsymmetricLossMultiLabel(**settings.asymmetric.model_dump(), reduction="none", pos_weight=weights)
+
+
 @dataclass(frozen=True)
 class Signals:
     """What a training step knows.
@@ -74,6 +100,7 @@ class Signals:
         annotated: where `target` counts, bool (batch, finding).
         teacher: the teacher's logits of the same views, float (batch, finding); None for an undistilled model.
         features: the student's and the teacher's features of the same views; None unless the loss asks for them.
+        criterion: what a hard label costs, see the function of that name.
     """
 
     student: Tensor
@@ -81,6 +108,7 @@ class Signals:
     annotated: Tensor
     teacher: Tensor | None = None
     features: tuple[Features, Features] | None = None
+    criterion: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY
 
     @property
     def soft(self) -> Tensor:
@@ -110,10 +138,11 @@ def signals(
     target: Tensor,
     teacher: Tensor | None = None,
     features: tuple[Features, Features] | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
 ) -> Signals:
     """Split a target with NaN into values and mask."""
     annotated = ~torch.isnan(target)
-    return Signals(student, torch.where(annotated, target, 0.0), annotated, teacher, features)
+    return Signals(student, torch.where(annotated, target, 0.0), annotated, teacher, features, criterion)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -122,9 +151,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def bce(given: Signals) -> Tensor:
-    """Binary cross-entropy over the annotated elements, the task loss of twins and of most distilled students."""
-    loss = functional.binary_cross_entropy_with_logits(given.student, given.target, reduction="none")
-    return masked_mean(loss, given.annotated)
+    """The task loss of twins and of most distilled students: the mean of `criterion` over the annotated elements.
+
+    It is binary cross-entropy unless params.yaml weights positives or takes the asymmetric loss.
+    """
+    return masked_mean(given.criterion(given.student, given.target), given.annotated)
 
 
 def softened(given: Signals, alpha: float, temperature: float) -> dict[str, Tensor]:

@@ -38,6 +38,12 @@ def _explainer(name: str) -> str:
     return name
 
 
+def _focusing(gamma: float) -> float:
+    if 0 < gamma < 1:
+        raise ValueError("must be 0 or at least 1 (between them the gradient of an easy film is infinite)")
+    return gamma
+
+
 Item = TypeVar("Item")
 
 
@@ -52,6 +58,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Focusing = Annotated[float, Field(ge=0), AfterValidator(_focusing)]
 Policy = Literal["ones", "zeros", "ignore", "smoothed", "teacher"]
 BlankPolicy = Literal["ones", "zeros", "ignore", "teacher"]
 
@@ -191,6 +198,14 @@ class Views(Section):
     contrast: Share
 
 
+class Asymmetric(Section):
+    """The asymmetric loss of hard labels, in place of binary cross-entropy."""
+
+    gamma_neg: Focusing
+    gamma_pos: Focusing
+    clip: Rate
+
+
 class Training(Section):
     """One training schedule."""
 
@@ -204,6 +219,8 @@ class Training(Section):
     steps: Count
     batch_size: Annotated[int, Field(ge=2)]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    asymmetric: Asymmetric | None
+    positive_weight_cap: Annotated[float, Field(ge=1)]
     clip_norm: Positive
     ema_decay: Rate
     bf16: bool
@@ -297,6 +314,7 @@ class Params(Section):
     teachers: dict[Annotated[str, BeforeValidator(_model)], Architecture]
     students: dict[Annotated[str, BeforeValidator(_model)], Architecture]
     losses: dict[str, dict[str, Any]]
+    loss_sums: dict[str, Annotated[dict[str, Positive], Field(min_length=2)]]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
     also_distill: AlsoDistill
     headline: Headline
@@ -345,14 +363,21 @@ class Params(Section):
                 )
         for loss in self.also_distill.losses:
             member("also_distill.losses", loss, self.losses, "the keys of losses")
+        for name, weights in self.loss_sums.items():
+            if name in plugins.names("losses"):
+                faults.append(f"loss_sums.{name}: must not be named like a loss, and stages/losses/{name}.py is one")
+            for part in weights:
+                member(f"loss_sums.{name}", part, self.losses, "the keys of losses")
         member("headline.cohort", self.headline.cohort, self.cohorts, "the keys of cohorts")
         member("headline.student", self.headline.student, self.students, "the keys of students")
         member("headline.teacher", self.headline.teacher, self.teachers, "the keys of teachers")
-        member("headline.loss", self.headline.loss, self.losses, "the keys of losses")
         if self.also_distill.cohorts:
             member("headline.loss", self.headline.loss, self.also_distill.losses, "also_distill.losses")
+        else:
+            both = [*self.losses, *self.loss_sums]
+            member("headline.loss", self.headline.loss, both, "the keys of losses and loss_sums")
         member("headline.seed", self.headline.seed, self.seeds, "seeds")
-        for group in ("phantoms", "datasets", "cohorts", "teachers", "students", "losses"):
+        for group in ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums"):
             for name in getattr(self, group):
                 if not plugins.NAME.fullmatch(name):
                     faults.append(f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address dots and dashes)")

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,11 @@ def load(kind: str, name: str) -> ModuleType:
     """
     require(kind, name)
     return importlib.import_module(f"stages.{kind}.{name}")
+
+
+def load_all(kind: str, chosen: Iterable[str]) -> dict[str, ModuleType]:
+    """Import several plug-ins, name -> module; dvc.yaml declares their folder for it."""
+    return {name: load(kind, name) for name in chosen}
 
 
 def require(kind: str, name: str) -> None:

@@ -45,10 +45,21 @@ def identity(cohort: Cohort, views: Any, seed: int) -> dict[str, Any]:
 
 
 def write(logits: np.ndarray, cohort: Cohort, views: Any, seed: int, folder: Path) -> None:
-    """Write logits (views, training rows, findings) as fp16 beside what they belong to."""
+    """Write logits (views, training rows, findings) as fp16 beside what they belong to.
+
+    Raises:
+        SoftLabelError: one is not finite, as the teacher gave it or as fp16.
+    """
+    with np.errstate(over="ignore"):
+        half = logits.astype(np.float16)
+    if wrong := int((~np.isfinite(half)).sum()):
+        raise SoftLabelError(
+            f"a teacher's logits must be finite in fp16, got {wrong} of {half.size} that are not: lower "
+            "train.teacher.lr in params.yaml"
+        )
     folder.mkdir(parents=True)
     with (folder / "logits.npy").open("wb") as file:
-        np.save(file, logits.astype(np.float16))
+        np.save(file, half)
     files.write_json(identity(cohort, views, seed), folder / "soft_labels.json")
 
 

@@ -8,7 +8,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.task import MultiLabelClassificationTask
 from timm.utils.model_ema import ModelEmaV3
@@ -25,7 +26,8 @@ from tqdm import tqdm
 from stages.core import depthwise, files, metrics, models, objectives, seeds
 from stages.core.images import Images, view
 
-Terms = Callable[[objectives.Signals], dict[str, Tensor]]
+Terms = Callable[..., dict[str, Tensor]]  # of signals, and of the adapter if the loss has one
+Adapter = Callable[[int, int], nn.Module]  # of the student's and the teacher's channels
 
 
 class TrainingError(RuntimeError):
@@ -101,10 +103,13 @@ def val_auroc(model: nn.Module, val: Part, batch_size: int, device: torch.device
 
 
 class Task(MultiLabelClassificationTask):
-    """timm's multi-label task with a masked loss made of named terms, and what the teacher says beside the target."""
+    """timm's multi-label task with a masked loss made of named terms, and what the teacher says beside the target.
 
-    def __init__(self, model: nn.Module, terms: Terms, device: torch.device) -> None:
-        super().__init__(model, criterion=nn.Identity(), device=device, verbose=False)
+    Its criterion gives the hard labels' loss of each element, which is masked and averaged by the terms.
+    """
+
+    def __init__(self, model: nn.Module, terms: Terms, device: torch.device, criterion: nn.Module) -> None:
+        super().__init__(model, criterion=criterion, device=device, verbose=False)
         self.terms = terms
 
     def forward(
@@ -124,11 +129,11 @@ class Task(MultiLabelClassificationTask):
         """
         if features is None:
             output = source = self.trainable_module(input).float()
-            terms = self.terms(objectives.signals(output, target, teacher))
+            seen = None
         else:
             output, own = objectives.with_features(self.trainable_module, input)
-            source = own.source
-            terms = self.terms(objectives.signals(output, target, teacher, (own, features)))
+            source, seen = own.source, (own, features)
+        terms = self.terms(objectives.signals(output, target, teacher, seen, self.criterion))
         return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "source": source, **terms}
 
 
@@ -178,6 +183,7 @@ class Trainer:
         device: where it runs.
         soft: the teacher's logits of each view, float16 (views, training rows, findings).
         teacher: the net itself, for a loss that needs its features; it runs in eval mode, in float32, on every batch.
+        adapter: makes what the loss trains beside the student, if anything.
     """
 
     def __init__(
@@ -192,11 +198,16 @@ class Trainer:
         device: torch.device,
         soft: np.ndarray | None = None,
         teacher: nn.Module | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.cohort, self.settings, self.views, self.seed = cohort, settings, views, seed
         self.names, self.device, self.soft = names, device, soft
         self.teacher = teacher.to(device).eval().requires_grad_(False) if teacher else None
-        self.task = Task(model.to(device), terms, device)
+        self.adapter: nn.Module = nn.Identity()
+        if adapter:
+            self.adapter = build_adapter(adapter, model, teacher, seeds.integer("adapter", seed, *names)).to(device)
+            terms = partial(terms, adapter=self.adapter)
+        self.task = Task(model.to(device), terms, device, objectives.criterion(settings, cohort.train.targets))
         self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
         self.task.trainable_module_ema = self.averaged
         self.optimizer = create_optimizer_v2(
@@ -207,6 +218,8 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        for group in param_groups_weight_decay(self.adapter, settings.weight_decay):
+            self.optimizer.add_param_group(group)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
             t_initial=round(settings.steps * (1 - settings.cooldown)),
@@ -281,7 +294,8 @@ class Trainer:
         if progress.step + 1 in self.due:
             self._ratios = gradient_ratios(result, source)
         result["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.task.get_clip_parameters(), settings.clip_norm)
+        trained = [*self.task.get_clip_parameters(), *self.adapter.parameters()]
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
         self.optimizer.step()
         self.task.update_ema(step=progress.step)
         for name, value in values.items():
@@ -314,6 +328,7 @@ class Trainer:
         state = {
             "model": self.task.trainable_module.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
@@ -328,8 +343,16 @@ class Trainer:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.task.trainable_module.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
+        self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+
+
+def build_adapter(adapter: Adapter, student: Any, teacher: Any, seed: int) -> nn.Module:
+    """What a loss trains beside the student, for the channels of both nets' deepest maps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return adapter(student.num_features, teacher.num_features)
 
 
 def start_at_prevalence(model: nn.Module, targets: np.ndarray) -> None:
@@ -376,6 +399,7 @@ def train(
     checkpoint: Path,
     soft: np.ndarray | None = None,
     teacher: nn.Module | None = None,
+    adapter: Adapter | None = None,
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Build a model and train it on a cohort (arguments as of `build_model` and `Trainer`).
 
@@ -388,7 +412,7 @@ def train(
     model = models.build_model(architecture, len(cohort.findings), size_px, start, seeds.integer("init", seed, *names))
     start_at_prevalence(model, cohort.train.targets)
     depthwise.speed_up(model)
-    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher)
+    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher, adapter)
     averaged, history = trainer.fit(checkpoint)
     about = {
         "architecture": architecture,

@@ -9,4 +9,11 @@ teacher. Every term is logged, and how strong its gradient is beside the task's.
 teacher's features) and the means over annotated elements. The module's docstring gives formula, paper, and the value
 when the student equals the teacher, and ends with the entry for params.yaml, which is what the tests run every loss
 with.
+
+A loss of features may have a part that learns, an adapter: `adapter(student: int, teacher: int) -> nn.Module` makes it
+for so many channels of the student's and of the teacher's deepest maps, and `terms` takes it as a third argument,
+`adapter`. It is seeded, trains under the student's optimizer and clipping, is kept in checkpoints, and is dropped when
+the training ends. `feature_mse` has one.
+
+`loss_sums` of params.yaml adds losses up as they are: nothing is to be done for it in their files.
 """

@@ -7,7 +7,8 @@ Termritthikun et al., "Explainable Knowledge Distillation for On-device Chest X-
 the focal part is Lin et al., arXiv 1708.02002. The paper states neither the constants nor the reduction: T = 2,
 alpha = 0.5, gamma = 2 and the softmax come from a re-implementation and are unsure, hence settings. `reduction` is
 `mean` over all elements or `sum` over findings and mean over films. The second term is 0 when student equals teacher;
-it does not see a constant added to all logits of a film.
+it does not see a constant added to all logits of a film. The focal term has its own way with rare findings:
+`asymmetric` and `positive_weight_cap` of the training do not touch it.
 
 In params.yaml:
 

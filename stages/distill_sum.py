@@ -1,0 +1,51 @@
+"""Train a student as `distill` does, with a weighted sum of losses.
+
+Reads what `distill` reads, and all of stages/losses, since DVC cannot address the files of a sum's parts one by one;
+writes and stops as it does.
+"""
+
+import argparse
+
+from stages.core import checkpoints, files, losses, models, params, plugins, soft_labels, training
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cohort", required=True)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--sum", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    args = parser.parse_args(argv)
+    seed, threads, views, settings, start, weights, given = params.load(
+        "seed", "threads", "views", "train.student", f"students.{args.student}", f"loss_sums.{args.sum}", "losses"
+    )
+    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
+    plugins.load("models", args.student)
+    plugins.load("models", args.teacher)
+    parts = {
+        part: losses.with_settings(loss, given[part]) for part, loss in plugins.load_all("losses", weights).items()
+    }
+    loss = losses.weighted_sum(parts, weights)
+    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
+    names = ("student", args.cohort, args.student, args.seed)
+    with checkpoints.folder("-".join(["distilled", args.teacher, args.sum, *map(str, names)])) as kept:
+        model, about, history = training.train(
+            cohort, args.student, start, loss.terms, settings, views, seed, names, threads, kept / "last.pt", soft,
+            teacher, adapter=loss.adapter,
+        )  # fmt: skip
+        with files.output(
+            f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.sum}/{args.seed}"
+        ) as made:
+            models.write(model, about, made)
+        with files.output(
+            f"reports/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.sum}/{args.seed}.csv"
+        ) as made:
+            training.write_history(history, made)
+
+
+if __name__ == "__main__":
+    main()
