@@ -110,6 +110,7 @@ class Dataset(Section):
     """Where a data set lies and how it is read."""
 
     root: str
+    films: str | None
     split: Literal["official", "later_test", "patient_random", "patient_hash"]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
