@@ -2,7 +2,7 @@
 
 Reads the cohort and the teacher's cached logits; writes weights, what is needed to load them, and the learning curve.
 The teacher itself runs only for a loss that needs its features. Stops when soft labels or teacher are of other films,
-views or findings than the cohort's, and as `train_student` does.
+views or findings than the cohort's, or of another teacher, and as `train_student` does.
 """
 
 import argparse
@@ -24,11 +24,11 @@ def main(argv: list[str] | None = None) -> None:
         "seed", "threads", "views", "train.student", f"students.{args.student}", f"losses.{args.loss}"
     )
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
-    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
+    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed, made_by)
     plugins.load("models", args.student)
     loss = plugins.load("losses", args.loss)
     plugins.load("models", args.teacher)
-    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.NEEDS == "features" else None
     terms = partial(loss.terms, settings=loss.Settings.model_validate(given))
     names = ("student", args.cohort, args.student, args.seed)

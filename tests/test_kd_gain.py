@@ -80,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     seed, views, teacher = params.load("seed", "views", "headline.teacher")
     loaded = training.load_cohort(cohort)
     logits = np.broadcast_to(4 * loaded.train.targets - 2, (views.count, *loaded.train.targets.shape))
-    soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}")
+    soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}", cohort)
     made = tmp_path / "benchmarks/kd_gain"
     made.mkdir(parents=True)
     write(made, STUDY)

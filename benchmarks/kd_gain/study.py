@@ -251,7 +251,8 @@ def read_test(
     for method, of_method in folders.items():
         for number, folder in enumerate(of_method):
             model, about = models.load_model(folder)
-            table = predict.predictions(model.to(device), about["findings"], labels, images, sorted(datasets), device)
+            score = predict.of_net(model.to(device), device)
+            table = predict.predictions(score, about["findings"], labels, images, sorted(datasets))
             tables[f"{method}/{number}"] = table
     found = {}
     for dataset, evaluated in datasets.items():
