@@ -70,8 +70,8 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["datasets"]["padchest"].update(root="/data"), "datasets.padchest.root: must be one of"),
         (lambda v: v["train"]["teacher"].update(steps=2), "evaluations must not exceed steps, got 8 > 2"),
         (lambda v: v["policies"]["chexpert"]["blank"].update(default="smoothed"), "policies.chexpert.blank.default"),
-        (lambda v: v["students"].update(precomputed=NET), "students.precomputed: must be a net, got .* a table"),
-        (lambda v: v["students"].update(resnets=NET), "students.resnets: must be a net, got .* an? ensemble"),
+        (lambda v: v["students"].update(precomputed=NET), "students.precomputed: must be a net, got one of kind table"),
+        (lambda v: v["students"].update(resnets=NET), "students.resnets: must be a net, got one of kind ensemble"),
         (lambda v: v["teachers"].update(precomputed=NET), "teachers.precomputed.checkpoint: must be a csv"),
         (
             lambda v: v["teachers"].update(resnets=NET | {"checkpoint": "a.pt", "checkpoint_sha256": "0" * 64}),
@@ -79,11 +79,11 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         ),
         (
             lambda v: (v["teachers"].update(resnets=NET), v["losses"].update(rkd=RKD)),
-            "losses.rkd: needs a net's features, and teachers.resnets is a ensemble: take one out",
+            "losses.rkd: needs a net's features, and teachers.resnets is of kind ensemble: take one out",
         ),
         (
             lambda v: (v["teachers"].update(precomputed=TABLE), v["losses"].update(rkd=RKD)),
-            "losses.rkd: needs a net's features, and teachers.precomputed is a table: take one out",
+            "losses.rkd: needs a net's features, and teachers.precomputed is of kind table: take one out",
         ),
     ],
 )

@@ -234,7 +234,7 @@ def test_each_teacher_of_the_paper_takes_a_step_and_gives_its_own_logits_when_lo
     tmp_path: Path, views: Any, name: str, size_px: int
 ) -> None:
     given = drawn(tmp_path / "cohort", size_px)
-    schedule = settings(steps=1, batch_size=4, lr=1e-3).model_copy(update={"evaluations": 1})
+    schedule = settings(steps=1, batch_size=4, lr=0.1).model_copy(update={"evaluations": 1})
     names = ("teacher", "tiny", name)
     model, about, history = training.train(
         given, name, None, objectives.undistilled, schedule, views, 17, names, 1, tmp_path / "none.pt"

@@ -250,7 +250,7 @@ def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see
     teacher = models.build_model("resnet18", 2, 32, seed=5).eval()
     films = list(soft_label.films_of_view(cohort.train, 1, views, 17))
     cached = models.logits(teacher, films, CPU)
-    soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft", tmp_path)
+    soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft", tmp_path / "cohort")
     stored = soft_labels.read(tmp_path / "soft", cohort, views, 17)
     online = models.logits(teacher, [cohort.train.view(9, 1, views, 17)[None]], CPU)
     assert np.allclose(stored[1, 9], online[0], atol=2e-3 * max(1.0, np.abs(online).max()))

@@ -365,7 +365,7 @@ class Params(Section):
         faults = []
         for name in self.students:
             if (kind := plugins.model_kind(name)) != "net":
-                faults.append(f"students.{name}: must be a net, got a file that describes a {kind}: it can only teach")
+                faults.append(f"students.{name}: must be a net, got one of kind {kind}, which can only teach")
         known = [loss for loss in self.losses if loss in plugins.names("losses")]
         reading = [loss for loss in known if plugins.constants("losses", loss)["NEEDS"] == "features"]
         for name, start in self.teachers.items():
@@ -373,7 +373,9 @@ class Params(Section):
             if kind == "net":
                 continue
             for loss in reading:
-                faults.append(f"losses.{loss}: needs a net's features, and teachers.{name} is a {kind}: take one out")
+                faults.append(
+                    f"losses.{loss}: needs a net's features, and teachers.{name} is of kind {kind}: take one out"
+                )
             if kind == "table" and not start.checkpoint:
                 faults.append(f"teachers.{name}.checkpoint: must be a csv of probabilities, got null")
             if kind == "table" and start.pretrained:
