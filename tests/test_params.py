@@ -79,11 +79,11 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         ),
         (
             lambda v: (v["teachers"].update(resnets=NET), v["losses"].update(rkd=RKD)),
-            "losses.rkd: needs a net's features, and teachers.resnets is of kind ensemble: take one out",
+            "losses.rkd: needs a net's features, teachers.resnets is of kind ensemble: take one out",
         ),
         (
             lambda v: (v["teachers"].update(precomputed=TABLE), v["losses"].update(rkd=RKD)),
-            "losses.rkd: needs a net's features, and teachers.precomputed is of kind table: take one out",
+            "losses.rkd: needs a net's features, teachers.precomputed is of kind table: take one out",
         ),
     ],
 )

@@ -373,9 +373,7 @@ class Params(Section):
             if kind == "net":
                 continue
             for loss in reading:
-                faults.append(
-                    f"losses.{loss}: needs a net's features, and teachers.{name} is of kind {kind}: take one out"
-                )
+                faults.append(f"losses.{loss}: needs a net's features, teachers.{name} is of kind {kind}: take one out")
             if kind == "table" and not start.checkpoint:
                 faults.append(f"teachers.{name}.checkpoint: must be a csv of probabilities, got null")
             if kind == "table" and start.pretrained:
