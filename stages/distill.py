@@ -2,7 +2,7 @@
 
 Reads the cohort and the teacher's cached logits; writes weights, what is needed to load them, and the learning curve.
 The teacher itself runs only for a loss that needs its features. Stops when soft labels or teacher are of other films,
-views or findings than the cohort's, and as `train_student` does.
+views or findings than the cohort's, or of another teacher, and as `train_student` does.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def main(argv: list[str] | None = None) -> None:
         "seed", "threads", "views", "train.student", f"students.{args.student}", f"losses.{args.loss}"
     )
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
-    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
+    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed, made_by)
     plugins.load("models", args.student)
     plugins.load("models", args.teacher)
     loss = losses.with_settings(plugins.load("losses", args.loss), given)
-    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:

@@ -22,14 +22,14 @@ def main(argv: list[str] | None = None) -> None:
         "seed", "threads", "views", "train.student", f"students.{args.student}", f"loss_sums.{args.sum}", "losses"
     )
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
-    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed)
+    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed, made_by)
     plugins.load("models", args.student)
     plugins.load("models", args.teacher)
     parts = {
         part: losses.with_settings(loss, given[part]) for part, loss in plugins.load_all("losses", weights).items()
     }
     loss = losses.weighted_sum(parts, weights)
-    made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.sum, *map(str, names)])) as kept:

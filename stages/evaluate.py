@@ -25,6 +25,7 @@ SHARED = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")  # CheXpert, Irvin et al. 2019
 JUDGED_BY_STUDY = {"chexpert": {"competition5": COMPETITION}}  # data set -> mean -> findings
 NOT_AN_OUTPUT = "not an output of this model"
+NO_PREDICTION = "a precomputed teacher that has no film of this data set"
 ONE_SEED = "one seed has no spread"
 DECIMALS = 6
 
@@ -50,7 +51,8 @@ class Sample:
         findings: the columns.
         targets: (row, finding) 1, 0 or NaN.
         patients: (row,) number of the patient, from 0.
-        scores: model id -> (row, finding) logits; NaN columns where the model lacks the finding.
+        scores: model id -> (row, finding) logits; NaN columns where the model lacks the finding, all NaN where a
+            precomputed teacher has no film of the data set.
     """
 
     findings: list[str]
@@ -122,8 +124,9 @@ def match(labels: pd.DataFrame, predictions: Mapping[str, pd.DataFrame]) -> pd.D
         ValueError: a prediction without a test row, models that saw different images, or no image at all.
     """
     test = labels[labels["split"] == "test"].set_index("image").sort_index()
-    first, images = next((model, table.index) for model, table in predictions.items())
-    for model, table in predictions.items():
+    given = {model: table for model, table in predictions.items() if len(table) or not model.startswith("teacher/")}
+    first, images = next((model, table.index) for model, table in given.items())
+    for model, table in given.items():
         if not table.index.equals(images):
             only = table.index.symmetric_difference(images)[0]
             raise ValueError(f"models are compared on the same images, but of {first} and {model} one lacks {only}")
@@ -138,7 +141,10 @@ def image_sample(test: pd.DataFrame, predictions: Mapping[str, pd.DataFrame], ev
     """The sample whose rows are images."""
     targets = targets_of(test[evaluated].to_numpy(np.int8))
     patients = np.unique(test["patient"].to_numpy(str), return_inverse=True)[1]
-    scores = {model: table.reindex(columns=evaluated).to_numpy(np.float32) for model, table in predictions.items()}
+    scores = {
+        model: table.reindex(index=test.index, columns=evaluated).to_numpy(np.float32)
+        for model, table in predictions.items()
+    }
     return Sample(evaluated, targets, patients, scores)
 
 
@@ -272,19 +278,27 @@ class Evaluation:
             scored = score(areas("image"), column, confidence)
             if not is_spread(sample.targets[:, column], sample.patients):
                 scored |= dict.fromkeys(("low", "high", "ap_low", "ap_high"))
-            per_finding[finding] = shown(scored) | {"reason": self.reason(models[0], column)}
+            per_finding[finding] = shown(scored) | {"reason": self.reason([*models, *less], column)}
         means = {}
         for name, mean in self.means.items():
             columns = [self.samples[mean.unit].findings.index(finding) for finding in mean.findings]
             means[name] = shown(mean_score(areas(mean.unit), columns, confidence))
+            if any(self.is_without(model) for model in [*models, *less]):
+                means[name]["reason"] = NO_PREDICTION
             lacking = [finding for finding in mean.findings if per_finding[finding]["reason"]]
             means[name]["undefined"] = {finding: per_finding[finding]["reason"] for finding in lacking}
         return {"findings": per_finding, "means": means}
 
-    def reason(self, model: str, column: int) -> str | None:
-        """Why a model has no value for a finding."""
+    def is_without(self, model: str) -> bool:
+        """Whether a model has no prediction here."""
+        return bool(np.isnan(self.samples["image"].scores[model]).all())
+
+    def reason(self, models: Sequence[str], column: int) -> str | None:
+        """Why one of these models has no value for a finding."""
         sample = self.samples["image"]
-        if np.isnan(sample.scores[model][:, column]).all():
+        if any(self.is_without(model) for model in models):
+            return NO_PREDICTION
+        if any(np.isnan(sample.scores[model][:, column]).all() for model in models):
             return NOT_AN_OUTPUT
         return metrics.undefined_because(sample.targets[:, column])
 

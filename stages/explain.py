@@ -3,7 +3,8 @@
 Reads a cohort's teacher, twin and headline student, the labels, films and boxes of every data set, and the student's
 predictions. Writes `data/explain/<cohort>/` (maps.npz: float16, each map over its own peak; pairs.parquet: what each
 map is of, its peak and scores), `reports/explain/<cohort>.json` (scores with patient-bootstrap intervals), a gallery.
-Stops on an architecture that the explainer does not fit and on boxes of data sets that params.yaml does not declare.
+A teacher that is no single net has no maps: it is left out, with the reason. Stops on an architecture that the
+explainer does not fit and on boxes of data sets that params.yaml does not declare.
 
 A *pair* is a test film and a finding with a box on it. The controls are a random map on the distilled student's grid
 (the mean over as many draws as there are bootstrap replicates) and the mean box of the finding over other patients.
@@ -27,7 +28,10 @@ from torch import nn
 
 from stages.core import cells, files, findings, images, localisation, metrics, models, params, plugins, seeds
 
-MODELS = ("teacher", "twin", "distilled")
+WITHOUT_MAPS = {  # kind of a teacher -> why it has none
+    "table": "a table of probabilities has no maps",
+    "ensemble": "an ensemble's logits come from several nets, each with maps of its own",
+}
 OUTCOMES = ("true positive", "false positive", "false negative", "true negative")
 BOX = ["x", "y", "width", "height"]
 BATCH = 32  # films in memory at once; no number depends on it
@@ -251,8 +255,8 @@ def draw_gallery(
     Args:
         rows: image, finding, outcome and `<model>_probability`.
         films: pixels and boxes.
-        maps: model -> (row, size_px, size_px).
-        titles: of the columns.
+        maps: model -> (row, size_px, size_px), in the order of the columns.
+        titles: of the columns, the film's first.
         heading: over all.
     """
     width_in, height_in = (len(titles) + 0.75) * TILE_IN, (len(rows) + 0.75) * (TILE_IN + 0.16)
@@ -273,10 +277,11 @@ def draw_gallery(
             if column == 0:
                 axis.set_ylabel(f"{row['outcome']}\n{findings.titles()[row['finding']]}", fontsize=7)
                 continue
-            heat = maps[MODELS[column - 1]][number]
+            model = list(maps)[column - 1]
+            heat = maps[model][number]
             heat = heat / max(heat.max(), np.finfo(float).tiny)
             axis.imshow(heat, cmap="inferno", alpha=0.65 * heat, vmin=0, vmax=1, extent=(0, 1, 1, 0))
-            label = f"p = {row[MODELS[column - 1] + '_probability']:.2f}" + ("" if heat.max() else ", empty map")
+            label = f"p = {row[f'{model}_probability']:.2f}" + ("" if heat.max() else ", empty map")
             axis.set_xlabel(label, fontsize=6, labelpad=1)
     return figure
 
@@ -421,14 +426,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     labels, shards, boxes = files.input("data/labels"), files.input("data/images"), files.input("data/boxes")
     titles = {"teacher": args.teacher, "twin": args.student, "distilled": f"{args.student}, {args.loss}"}
-    trained = load_models(folders, titles, device)
+    kind = plugins.model_kind(args.teacher)
+    left_out = {"teacher": WITHOUT_MAPS[kind]} if kind in WITHOUT_MAPS else {}
+    trained = load_models({name: path for name, path in folders.items() if name not in left_out}, titles, device)
     outputs = trained["distilled"].findings
     films = load_films(labels, shards, boxes, datasets, outputs, plan)
     scores, pairs, maps = explain(trained, films, plan)
     shown, rows = choose_gallery(films, files.read_table(predicted), outputs, plan)
     picture, gallery = make_gallery(trained, films[shown], rows, shown, plan)
     report = {"cohort": args.cohort, "explainer": args.explainer, "models": titles, "datasets": scores}
-    report["gallery_rows"] = gallery
+    report |= {"gallery_rows": gallery, "left_out": left_out}
     with (
         files.output(f"data/explain/{args.cohort}") as folder,
         files.output(f"reports/explain/{args.cohort}.json") as report_path,

@@ -2,14 +2,16 @@
 
 Reads the manifest and the tables that it pins. Writes `data/labels/<dataset>.parquet` (facts, see core/findings.py),
 `data/labels/<dataset>.left_out.parquet` (each row that is not used, with its reason), `data/boxes/<dataset>.parquet`
-and `reports/labels/<dataset>.terms.json`. Stops on a table that is larger than params allow, a missing
-column, an unknown term, an image with two rows, a patient on both sides of a split, and when more rows are rejected
-than params allow.
+and `reports/labels/<dataset>.terms.json`. Where params name a file of films, rows of others are left out. Stops on a
+table that is larger than params allow, a missing column, an unknown term, an image with two rows, a patient on both
+sides of a split, a list of films that names what is no image, and when more rows are rejected than params allow.
 """
 
 import argparse
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +40,7 @@ class Choices:
     test_fraction: float
     views: list[str]
     max_rejected_rows: float
+    films: str | None
 
 
 def require_unique(rows: pd.DataFrame, dataset: str) -> None:
@@ -130,6 +133,25 @@ def reasons(rows: pd.DataFrame, split: pd.Series, views: list[str]) -> tuple[pd.
     return reason.mask((reason == "") & (split == ""), "labelled by a model, of a test patient"), is_fault
 
 
+def read_films(path: Path, plugin: ModuleType) -> list[str]:
+    """The images that a file names in its first column, with or without ending; a .txt has no header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a name that is no image of the data set, with its row.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no list of films at {path} (params.yaml: datasets.<name>.films): add it, or put null")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        names = [row[0] for row in csv.reader(file) if row]
+    first = 0 if path.suffix == ".txt" else 1
+    keys = [raw.image_key(plugin, name) or raw.image_key(plugin, f"{name}.dcm") for name in names[first:]]
+    for row, image in enumerate(keys, first + 1):
+        if image is None:
+            raise ValueError(f"{path} row {row}: {names[row - 1]!r} is no image's name: mend or delete the row")
+    return [image for image in keys if image]
+
+
 def to_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The contract's columns, sorted by image; findings that the data set never annotates are missing."""
     missing = {name: np.int8(findings.MISSING) for name in findings.names() if name not in rows}
@@ -176,7 +198,7 @@ def empty_boxes() -> pd.DataFrame:
 
 
 def harmonize(
-    tables: raw.Tables, plugin: ModuleType, dataset: str, choices: Choices
+    tables: raw.Tables, plugin: ModuleType, dataset: str, choices: Choices, films: list[str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """A data set's tables to labels, rows left out, and the report.
 
@@ -185,6 +207,7 @@ def harmonize(
         plugin: the data set's.
         dataset: its name.
         choices: of params.
+        films: the images that are kept; all without.
 
     Raises:
         ValueError: see the module's docstring.
@@ -194,6 +217,9 @@ def harmonize(
     rows, nulled = clean(rows, plugin.AGES)
     split = assign_split(rows, dataset, choices.split, choices.val_fraction, choices.test_fraction)
     reason, is_fault = reasons(rows, split, choices.views)
+    if films is not None:
+        reason = reason.mask((reason == "") & ~rows["image"].isin(films), f"not in {choices.films}")
+        notes[f"names in {choices.films} without a row"] = len(set(films) - set(rows["image"]))
     left_out = pd.DataFrame({"image": rows["image"], "reason": reason})[reason != ""].sort_values("image")
     counts = {str(key): int(count) for key, count in left_out["reason"].value_counts().sort_index().items()}
     if is_fault.mean() > choices.max_rejected_rows:
@@ -231,14 +257,17 @@ def main(argv: list[str] | None = None) -> None:
         f"datasets.{args.dataset}.test_fraction",
         f"datasets.{args.dataset}.views",
         f"datasets.{args.dataset}.max_rejected_rows",
+        f"datasets.{args.dataset}.films",
         "max_table_mb",
     )
     plugin = plugins.load("datasets", args.dataset)
     manifest = files.read_json(files.input(f"data/raw/{args.dataset}") / "manifest.json")
     root = files.input(args.root)
     raw.require_pinned(root, manifest)
+    choices = Choices(*chosen)
     tables = raw.tables(root, manifest, plugin, max_table_mb)
-    labels, left_out, report = harmonize(tables, plugin, args.dataset, Choices(*chosen))
+    films = read_films(root / choices.films, plugin) if choices.films else None
+    labels, left_out, report = harmonize(tables, plugin, args.dataset, choices, films)
     boxes = plugin.boxes(tables) if hasattr(plugin, "boxes") else empty_boxes()
     contracts.check(boxes, contracts.boxes(), f"boxes of {args.dataset}")
     report["boxes"] = {"drawn": len(boxes), "of a row left out": int((~boxes["image"].isin(labels["image"])).sum())}

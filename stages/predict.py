@@ -1,20 +1,25 @@
 """Compute a model's logits of the test films of every data set, so that metrics need no model.
 
 Reads the model and the labels and films of all data sets; writes a row a film with a column a finding that the model
-knows. Test rows without a film are left out (`assemble` counts them).
+knows. Test rows without a film are left out (`assemble` counts them). A precomputed teacher has no row of a data set of
+which its table has no film; a table that has some of a data set's test films, and not all, stops the stage.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from stages.core import files, models, params, plugins
+from stages.core import files, models, params, plugins, precomputed
 from stages.core.images import Images
 
 BATCH = 128  # films a forward pass
+
+Score = Callable[[pd.DataFrame, Path], np.ndarray]
 
 
 def test_rows(labels: Path, films: Path) -> pd.DataFrame:
@@ -26,24 +31,42 @@ def test_rows(labels: Path, films: Path) -> pd.DataFrame:
     return found.assign(shard=found["shard"].map("shard_{:04d}.npy".format))
 
 
-def predictions(
-    model: nn.Module, findings: list[str], labels: Path, images: Path, datasets: list[str], device: torch.device
-) -> pd.DataFrame:
-    """Logits of all test films: `dataset`, `image`, one float32 column a finding."""
+def predictions(score: Score, findings: list[str], labels: Path, images: Path, datasets: list[str]) -> pd.DataFrame:
+    """Logits of all test films: `dataset`, `image`, one float32 column a finding.
+
+    Args:
+        score: gives the logits (film, finding) of test rows whose films lie in a folder, of all of them or of none.
+        findings: the columns.
+        labels: the folder of labels.
+        images: the folder of films.
+        datasets: the data sets.
+    """
     tables = []
     for dataset in datasets:
         rows = test_rows(labels / f"{dataset}.parquet", images / dataset)
         if rows.empty:
             continue
-        films = Images.of_rows(images / dataset, rows)
-        scores = models.logits(model, models.in_batches(films, BATCH), device)
-        table = pd.DataFrame(scores, columns=findings)
-        table.insert(0, "dataset", dataset)
-        table.insert(1, "image", rows["image"])
-        tables.append(table)
+        scores = score(rows, images / dataset)
+        table = rows[["image"]].head(len(scores)).assign(dataset=dataset)[["dataset", "image"]].astype("str")
+        tables.append(pd.concat([table, pd.DataFrame(scores, columns=findings)], axis=1))
     if not tables:
         raise ValueError(f"no test film in {', '.join(datasets)}: see reports/labels for what was left out and why")
     return pd.concat(tables, ignore_index=True)
+
+
+def of_net(model: nn.Module, device: torch.device) -> Score:
+    """The logits that a net gives, as `predictions` asks for them."""
+    return lambda rows, folder: models.logits(model, models.in_batches(Images.of_rows(folder, rows), BATCH), device)
+
+
+def of_table(table: pd.DataFrame) -> Score:
+    """The logits of a table, as `predictions` asks for them."""
+
+    def score(rows: pd.DataFrame, folder: Path) -> np.ndarray:
+        is_covered = precomputed.key(rows["image"]).isin(table.index).any()
+        return precomputed.logits(table, rows["image"][: None if is_covered else 0], f"test films of {folder.name}")
+
+    return score
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,9 +78,14 @@ def main(argv: list[str] | None = None) -> None:
     threads, datasets = params.load("threads", "datasets")
     plugins.load("models", args.arch)
     device = models.fix(threads)
-    model, about = models.load_model(files.input(f"data/models/{args.model}"))
+    folder = files.input(f"data/models/{args.model}")
     labels, images = files.input("data/labels"), files.input("data/images")
-    table = predictions(model.to(device), about["findings"], labels, images, sorted(datasets), device)
+    if plugins.model_kind(args.arch) == "table":
+        score, outputs = of_table(found := precomputed.load(folder)), list(found.columns)
+    else:
+        model, about = models.load_model(folder)
+        score, outputs = of_net(model.to(device), device), about["findings"]
+    table = predictions(score, outputs, labels, images, sorted(datasets))
     with files.output(f"data/predictions/{args.model}.parquet") as made:
         files.write_table(table, made)
 

@@ -1,8 +1,8 @@
 """Measure what an architecture costs: exact figures, and times and memory of this machine, in two files.
 
 Reads params only. Writes `reports/profile/<role>/<arch>.json` (parameters, multiply-adds, weight bytes: the same on
-every machine) and `<arch>.timing.json` (latency, memory: they differ from run to run). Stops on an architecture that
-cannot be built at a size of `profile.sizes_px`.
+every machine) and `<arch>.timing.json` (latency, memory: they differ from run to run). A table of probabilities has no
+cost: all is null, with the reason. Stops on an architecture that cannot be built at a size of `profile.sizes_px`.
 """
 
 import argparse
@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
 
 QUARTILES = (0.25, 0.5, 0.75)
+NO_NET = "a table of probabilities that were computed elsewhere"
 LINUX_STATUS = Path("/proc/self/status")
 
 
@@ -65,7 +66,15 @@ def exact_cost(architecture: str, outputs: int, sizes_px: list[int]) -> dict[str
         "compute": [
             count_macs(models.build_model(architecture, outputs, size).eval(), size) for size in sorted(sizes_px)
         ],
+        "reason": None,
     }
+
+
+def no_cost(architecture: str, outputs: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both files of a table of probabilities, in the form of nets'."""
+    nothing: dict[str, Any] = {"parameters": None, "weights_bytes": None, "compute": []}
+    exact = {"architecture": architecture, "outputs": outputs, **nothing, "reason": NO_NET}
+    return exact, {"architecture": architecture, "batch": 1, "threads": 1, "machine": machine(), "runs": []}
 
 
 def peak_bytes() -> int:
@@ -141,8 +150,11 @@ def main(argv: list[str] | None = None) -> None:
     settings, threads = params.load("profile", "threads")
     plugins.load("models", args.arch)
     models.fix(threads)
-    exact = exact_cost(args.arch, settings.outputs, settings.sizes_px)
-    timing = measured_cost(args.arch, settings.outputs, settings.sizes_px, settings.repeats)
+    if plugins.model_kind(args.arch) == "table":
+        exact, timing = no_cost(args.arch, settings.outputs)
+    else:
+        exact = exact_cost(args.arch, settings.outputs, settings.sizes_px)
+        timing = measured_cost(args.arch, settings.outputs, settings.sizes_px, settings.repeats)
     with (
         files.output(f"reports/profile/{args.role}/{args.arch}.json") as exact_path,
         files.output(f"reports/profile/{args.role}/{args.arch}.timing.json") as timing_path,

@@ -239,6 +239,14 @@ def per_finding(measured: dict[str, Any], shown: dict[str, cells.Model]) -> list
     ]
 
 
+def points(curve: pd.DataFrame) -> tuple[tuple[float, float], ...]:
+    """Share of the schedule and validation AUROC; of a precomputed teacher, which has no schedule, a level line."""
+    last = curve["step"].max()
+    if not last:
+        return tuple((share, float(curve["val_auroc"].iloc[-1])) for share in (0.0, 1.0))
+    return tuple(zip(curve["step"] / last, curve["val_auroc"], strict=True))
+
+
 def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], headline: Any) -> list[dict[str, Any]]:
     """Validation AUROC of the headline architectures over the schedule, one chart a cohort, all on one axis."""
     chosen = [
@@ -256,8 +264,7 @@ def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], head
             charts.Line(
                 model.loss or model.kind,
                 f"other{others.index(model.loss) % 3}" if model.loss in others else model.kind,
-                tuple(zip(curves[model.id]["step"] / curves[model.id]["step"].max(), curves[model.id]["val_auroc"],
-                          strict=True)),
+                points(curves[model.id]),
             )
             for model in chosen
             if model.cohort == cohort
@@ -270,21 +277,27 @@ def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], head
 
 
 def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any]]:
-    """The cost table: a row for each architecture and input size."""
+    """The cost table: a row for each architecture and input size, or one with the reason for which there is no cost."""
     rows = []
     for cost in costs:
+        shared = {
+            "role": cost["role"],
+            "architecture": cost["architecture"],
+            "is_headline": cost["architecture"] == getattr(headline, cost["role"]),
+            "reason": cost["exact"]["reason"],
+        }
+        if shared["reason"]:
+            rows.append(shared)
         for compute, run in zip(cost["exact"]["compute"], cost["timing"]["runs"], strict=True):
             rows.append(
-                {
-                    "role": cost["role"],
-                    "architecture": cost["architecture"],
+                shared
+                | {
                     "size_px": compute["size_px"],
                     "parameters": cost["exact"]["parameters"],
                     "weights_bytes": cost["exact"]["weights_bytes"],
                     "macs": compute["macs"],
                     "latency_ms": run["latency_ms"],
                     "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
-                    "is_headline": cost["architecture"] == getattr(headline, cost["role"]),
                 }
             )
     return rows
@@ -297,6 +310,7 @@ def describe_costs(costs: list[dict[str, Any]], headline: Any) -> dict[str, Any]
     return {
         "costs": list_costs(costs, headline),
         "parameters": {role: cost["exact"]["parameters"] for role, cost in chosen.items()},
+        "no_cost": {role: cost["exact"]["reason"] for role, cost in chosen.items()},
         "machine": chosen["student"]["timing"]["machine"],
         "outputs": chosen["student"]["exact"]["outputs"],
         "not_counted": sorted({name.removeprefix("aten::") for compute in computed for name in compute["not_counted"]}),

@@ -1,7 +1,8 @@
 """Compute a teacher's logits of every fixed view of a cohort's training films.
 
-Reads the cohort and the teacher; writes fp16 logits (views, films, findings) and what they belong to. Stops when the
-teacher's findings or input size are not the cohort's.
+Reads the cohort and the teacher; writes fp16 logits (views, films, findings) and what they belong to. Of a table of
+probabilities, a film's logits serve every view. Stops when the teacher's findings or input size are not the cohort's,
+and when a table lacks a film.
 """
 
 import argparse
@@ -32,15 +33,16 @@ def main(argv: list[str] | None = None) -> None:
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.teacher)
     device = models.fix(threads)
-    model = soft_labels.load_teacher(files.input(f"data/models/teacher/{args.cohort}/{args.teacher}"), cohort)
-    logits = np.stack(
-        [
-            models.logits(model.to(device), films_of_view(cohort.train, number, views, seed), device)
-            for number in range(views.count)
-        ]
-    )
+    teacher = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
+    if plugins.model_kind(args.teacher) == "table":
+        of_film = soft_labels.of_table(teacher, cohort)
+        logits = np.broadcast_to(of_film, (views.count, *of_film.shape))
+    else:
+        model = soft_labels.load_teacher(teacher, cohort).to(device)
+        parts = [films_of_view(cohort.train, number, views, seed) for number in range(views.count)]
+        logits = np.stack([models.logits(model, films, device) for films in parts])
     with files.output(f"data/soft_labels/{args.cohort}/{args.teacher}") as made:
-        soft_labels.write(logits, cohort, views, seed, made)
+        soft_labels.write(logits, cohort, views, seed, made, teacher)
 
 
 if __name__ == "__main__":

@@ -235,6 +235,25 @@ def test_models_that_saw_different_images_are_refused() -> None:
         run(labels, **{"twin/joint/small/0": predict(labels.drop(7), MODELS[2])})
 
 
+def test_a_precomputed_teacher_without_a_film_of_the_data_set_is_null_with_its_reason(result: dict[str, Any]) -> None:
+    """A teacher may lack a data set whole; a student may not, nor may a teacher lack a part."""
+    labels = make_labels()
+    found = run(labels, **{"teacher/joint/big": predict(labels, MODELS[0])[:0]})
+    alone = found["models"]["teacher/joint/big"]
+    compared = found["comparisons"]["distilled_minus_teacher"]["distilled/joint/small/big/kd/0 - teacher/joint/big"]
+    for scored, name in ((alone, "auroc"), (compared, "difference")):
+        for value in [*scored["findings"].values(), *scored["means"].values()]:
+            assert (value[name], value["low"], value["reason"]) == (None, None, evaluate.NO_PREDICTION)
+    assert compared["means"]["all"]["non_inferior"] is None
+    for kept in ("twin/joint/small/0", "teacher/one/big"):
+        assert found["models"][kept] == result["models"][kept]
+    assert found["comparisons"]["distilled_minus_twin"] == result["comparisons"]["distilled_minus_twin"]
+    with pytest.raises(ValueError, match="same images"):
+        run(labels, **{"twin/joint/small/0": predict(labels, MODELS[2])[:0]})
+    with pytest.raises(ValueError, match="same images"):
+        run(labels, **{"teacher/joint/big": predict(labels, MODELS[0])[:9]})
+
+
 def test_a_prediction_outside_the_test_split_is_refused() -> None:
     labels = make_labels()
     labels.loc[3, "split"] = "train"

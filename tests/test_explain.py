@@ -414,6 +414,30 @@ def test_run_without_any_box_has_no_score_and_still_a_gallery(tmp_path: Path) ->
     assert written["reports/explain/c_gallery.png"].startswith(b"\x89PNG")
 
 
+def test_a_teacher_without_maps_is_left_out_with_its_reason_and_the_others_score_as_before(boxed: Any) -> None:
+    root, _, _ = boxed
+    report, _ = run(root)
+    (root / "data/models/teacher/c/precomputed").mkdir()
+    distilled = "data/{}/distilled/c/eeea_net_c2/{}/sigmoid_kd/0{}"
+    for kind, ending in (("models", ""), ("predictions", ".parquet")):
+        target = root / distilled.format(kind, "precomputed", ending)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.remove(target)
+        target.symlink_to(root / distilled.format(kind, "resnet18", ending))
+    arguments = ["precomputed" if word == "resnet18" else word for word in ARGS]
+    with contextlib.chdir(root):
+        explain.main(arguments)
+    found = json.loads((root / "reports/explain/c.json").read_text())
+    assert found["left_out"] == {"teacher": "a table of probabilities has no maps"}
+    assert report["left_out"] == {}
+    ours, theirs = (of["datasets"]["chestxray14"]["mean"]["scores"]["energy"] for of in (found, report))
+    assert set(theirs) - set(ours) == {"teacher", "distilled_minus_teacher"}
+    assert {maker: theirs[maker] for maker in ("twin", "distilled", "prior", "distilled_minus_twin")} == {
+        maker: ours[maker] for maker in ("twin", "distilled", "prior", "distilled_minus_twin")
+    }
+    assert run(root)[0] == report  # the other tests read what this leaves
+
+
 def test_table_of_an_undeclared_data_set_stops_the_stage(tmp_path: Path) -> None:
     (tmp_path / "data/boxes").mkdir(parents=True)
     for dataset in ("one", "two"):

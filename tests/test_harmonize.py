@@ -185,6 +185,42 @@ def test_params_choose_the_views_of_padchest_and_the_others_are_counted(project:
     assert report["left_out"] == {f"view {view}": 1 for view in projections.values() if view not in views}
 
 
+def film_list(project: Path, name: str, text: str) -> Path:
+    """A root of eight films, and params that name a list in it."""
+    owners.project(project, datasets__chestxray14__films=name)
+    root = owners.nih(project / "root", owners.nih_rows())
+    (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "kept.csv",
+            f"film,probability\n{nih_name(3)},0.5\n{nih_name(7).removesuffix('.png')},0.1\n{nih_name(99)},0\n",
+        ),
+        ("kept.txt", f"{nih_name(3)}\nimages/{nih_name(7)}\n{nih_name(99)}\n"),
+    ],
+)
+def test_films_that_a_list_does_not_name_are_left_out_and_counted(project: Path, name: str, text: str) -> None:
+    whole, _ = owners.harmonized("chestxray14", owners.nih(project / "whole", owners.nih_rows()))
+    labels, report = owners.harmonized("chestxray14", film_list(project, name, text))
+    assert labels.index.tolist() == [nih_name(3), nih_name(7)]
+    assert report["left_out"] == {f"not in {name}": 6}
+    assert report["notes"][f"names in {name} without a row"] == 1
+    assert labels["split"].tolist() == whole["split"].loc[labels.index].tolist()
+
+
+def test_a_list_of_films_with_a_name_that_is_none_is_refused_with_its_row(project: Path) -> None:
+    root = film_list(project, "kept.csv", f"film\n{nih_name(3)}\nseventeen\n")
+    with pytest.raises(ValueError, match=r"kept.csv row 3: 'seventeen' is no image's name: mend or delete the row"):
+        owners.harmonized("chestxray14", root)
+    (root / "kept.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no list of films at .*kept.csv"):
+        owners.harmonized("chestxray14", root)
+
+
 def test_the_radiologists_validation_set_of_chexpert_is_the_test_set(project: Path) -> None:
     rows = [chexpert_row(chexpert_path("train", patient)) for patient in range(40)]
     labels, _ = owners.harmonized("chexpert", owners.chexpert_zip(project / "root", rows))

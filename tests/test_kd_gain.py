@@ -82,7 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     views = views.model_copy(update={"count": STUDY["views"]})
     loaded = training.load_cohort(cohort)
     logits = np.broadcast_to(4 * loaded.train.targets - 2, (views.count, *loaded.train.targets.shape))
-    soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}")
+    soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}", cohort)
     made = tmp_path / "reports/kd_gain"
     made.mkdir(parents=True)
     write(STUDY)
@@ -195,7 +195,7 @@ def test_an_unfair_or_wrong_study_stops_before_any_training(folder: Path, change
     assert not study.KEPT.exists()
 
 
-@pytest.mark.parametrize(("name", "file"), [("drawn", "params.yaml")])
+@pytest.mark.parametrize(("name", "file"), [("drawn", "params.yaml"), ("nih", "presets/nih_teacher.yaml")])
 def test_a_committed_study_is_a_valid_one(name: str, file: str) -> None:
     root = Path(__file__).parent.parent
     given = study.Study.model_validate(YAML(typ="safe").load(root / f"benchmarks/kd_gain/{name}.yaml"))

@@ -1,6 +1,7 @@
 """Architectures: counts that the literature states, and weights that load or refuse."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,3 +90,17 @@ def test_a_saved_model_gives_the_same_logits_when_loaded(tmp_path: Path) -> None
     device = torch.device("cpu")
     assert found == about
     assert np.array_equal(models.logits(model, [films], device), models.logits(loaded, [films], device))
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = models.timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **given: Any) -> Any:
+        if pretrained:
+            raise OSError("no route to host")
+        return original(name, **given)
+
+    monkeypatch.setattr(models.timm, "create_model", offline)
+    wanted = Architecture(pretrained=True, checkpoint=None, checkpoint_sha256=None)
+    with pytest.raises(FileNotFoundError, match=r"resnet18 could not be fetched \(no route to host\): connect once"):
+        models.build_model("resnet18", 2, 32, wanted)

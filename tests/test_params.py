@@ -10,6 +10,9 @@ from ruamel.yaml import YAML
 from stages.core import params
 
 ROOT = Path(__file__).parent.parent
+NET = {"pretrained": False, "checkpoint": None, "checkpoint_sha256": None}
+TABLE = {"pretrained": False, "checkpoint": "table.csv", "checkpoint_sha256": "0" * 64}
+RKD = {"alpha": 0.3, "temperature": 2.0, "distance": 1.0, "angle": 2.0}
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def values() -> Any:
 
 def test_the_committed_params_and_every_preset_hold() -> None:
     files = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         params.parse(params.read(file), file.name)
 
@@ -91,6 +94,21 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["datasets"]["padchest"].update(root="/data"), "datasets.padchest.root: must be one of"),
         (lambda v: v["train"]["teacher"].update(steps=2), "evaluations must not exceed steps, got 8 > 2"),
         (lambda v: v["policies"]["chexpert"]["blank"].update(default="smoothed"), "policies.chexpert.blank.default"),
+        (lambda v: v["students"].update(precomputed=NET), "students.precomputed: must be a net, got one of kind table"),
+        (lambda v: v["students"].update(resnets=NET), "students.resnets: must be a net, got one of kind ensemble"),
+        (lambda v: v["teachers"].update(precomputed=NET), "teachers.precomputed.checkpoint: must be a csv"),
+        (
+            lambda v: v["teachers"].update(resnets=NET | {"checkpoint": "a.pt", "checkpoint_sha256": "0" * 64}),
+            "teachers.resnets.checkpoint: must be null, since an ensemble has several nets, got 'a.pt'",
+        ),
+        (
+            lambda v: (v["teachers"].update(resnets=NET), v["losses"].update(rkd=RKD)),
+            "losses.rkd: needs a net's features, teachers.resnets is of kind ensemble: take one out",
+        ),
+        (
+            lambda v: (v["teachers"].update(precomputed=TABLE), v["losses"].update(rkd=RKD)),
+            "losses.rkd: needs a net's features, teachers.precomputed is of kind table: take one out",
+        ),
     ],
 )
 def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, message: str) -> None:
@@ -105,6 +123,11 @@ def test_a_sum_may_be_the_headline_where_there_is_one_cohort(values: Any) -> Non
     values["also_distill"] = {"cohorts": [], "losses": []}
     values["headline"]["loss"] = "mix"
     assert params.parse(values).headline.loss == "mix"
+
+
+def test_a_table_and_an_ensemble_may_teach_with_losses_of_logits(values: Any) -> None:
+    values["teachers"] |= {"precomputed": TABLE, "resnets": NET | {"pretrained": True}}
+    assert list(params.parse(values).teachers) == ["resnet10t", "precomputed", "resnets"]
 
 
 def test_what_only_a_plug_in_knows_is_checked_before_the_run(values: Any, tmp_path: Path) -> None:

@@ -69,3 +69,19 @@ def test_stage_writes_exact_and_measured_figures_apart(tmp_path: Path, monkeypat
         assert 0 < latency["lower_quartile"] <= latency["median"] <= latency["upper_quartile"]
         assert run["peak_bytes"] > run["libraries_bytes"] + 4 * exact["parameters"] / 2
         assert run["libraries_bytes"] < profile.peak_bytes() - ballast.nbytes / 2
+
+
+def test_a_table_of_probabilities_has_no_cost_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    owners.project(tmp_path)
+    profile.main(["--arch", "precomputed", "--role", "teacher"])
+    exact = json.loads(Path("reports/profile/teacher/precomputed.json").read_text())
+    assert (exact["parameters"], exact["weights_bytes"], exact["compute"]) == (None, None, [])
+    assert exact["reason"] == profile.NO_NET
+    assert json.loads(Path("reports/profile/teacher/precomputed.timing.json").read_text())["runs"] == []
+
+
+def test_an_ensemble_costs_what_its_members_cost_together() -> None:
+    whole, *members = (profile.exact_cost(name, 14, [64]) for name in ("resnets", "resnet10t", "resnet18"))
+    assert whole["parameters"] == sum(member["parameters"] for member in members)
+    assert whole["compute"][0]["macs"] == sum(member["compute"][0]["macs"] for member in members)

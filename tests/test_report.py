@@ -82,7 +82,7 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
         computed = [{"size_px": px, "macs": n, "macs_by_operator": {"conv": n}, "not_counted": {"aten::add_": 8}}
                     for px, n in sizes]  # fmt: skip
         exact = {"architecture": arch, "outputs": 14, "parameters": parameters, "weights_bytes": 4 * parameters}
-        files.write_json(exact | {"compute": computed}, folder / f"profile/{role}/{arch}.json")
+        files.write_json(exact | {"compute": computed, "reason": None}, folder / f"profile/{role}/{arch}.json")
         quartiles = {"median": 3.2, "lower_quartile": 3.1, "upper_quartile": 3.4}
         runs = [{"size_px": px, "latency_ms": quartiles, "peak_bytes": 310_000_000, "libraries_bytes": 250_000_000}
                 for px, _ in sizes]  # fmt: skip
@@ -128,7 +128,8 @@ def explained(cohort: str) -> dict[str, Any]:
     with_boxes = counts | {"grids": grids, "mean": part, "findings": {"Mass": part, "Nodule": part}, "reason": None}
     without = counts | {"pairs": 0, "grids": None, "mean": None, "findings": None, "reason": "no box on a test film"}
     datasets = {dataset: with_boxes if dataset == "chestxray14" else without for dataset in DATASETS}
-    return {"cohort": cohort, "explainer": "grad_cam", "models": {}, "datasets": datasets, "gallery_rows": []}
+    return {"cohort": cohort, "explainer": "grad_cam", "models": {}, "datasets": datasets, "gallery_rows": [],
+            "left_out": {}}  # fmt: skip
 
 
 TITLE = "Distilled <chest> X-ray classifiers"
@@ -268,6 +269,35 @@ def test_a_finding_without_positives_shows_its_reason(project: Path) -> None:
     row = html[html.index('<th scope="row">Hernia') :]
     assert row[: row.index("</tr>")].count("no positives") == 4
     assert "the mean leaves out Hernia (no positives)" in html
+
+
+def test_a_precomputed_teacher_shows_dashes_with_reasons_and_that_its_targets_serve_every_view(project: Path) -> None:
+    exact = {"architecture": "resnet18", "outputs": 14, "parameters": None, "weights_bytes": None, "compute": []}
+    profiled, told = project / "reports/profile/teacher", "a table of probabilities"
+    files.write_json(exact | {"reason": told}, profiled / "resnet18.json")
+    timing = files.read_json(profiled / "resnet18.timing.json")
+    files.write_json(timing | {"runs": []}, profiled / "resnet18.timing.json")
+    (project / "reports/curves/teacher/joint/resnet18.csv").write_text("step,val_auroc\n0,0.91\n")
+    cohort = files.read_json(project / "reports/explain/joint.json")
+    scores = cohort["datasets"]["chestxray14"]["mean"]["scores"]
+    for name in scores:
+        scores[name] = {maker: value for maker, value in scores[name].items() if "teacher" not in maker}
+    part = cohort["datasets"]["chestxray14"]["mean"]
+    cohort["datasets"]["chestxray14"]["findings"] = {"Mass": part}
+    files.write_json(cohort | {"left_out": {"teacher": "it has no maps"}}, project / "reports/explain/joint.json")
+    html, markdown = written(project)
+    for page in (html, markdown):
+        assert "rgets are precomputed: one row of probabilities serves every view of a film" in page
+        assert told in page
+    assert f"| teacher | resnet18 (a table of probabilities) | {charts.UNDEFINED} |" in markdown
+    assert "The teacher is left out: it has no maps." in html
+    assert "nan" not in html.lower().replace("finan", "")
+    assert Page(html).open == []
+
+
+def test_a_level_line_stands_for_a_teacher_without_a_schedule() -> None:
+    assert report.points(pd.DataFrame({"step": [0], "val_auroc": [0.9]})) == ((0.0, 0.9), (1.0, 0.9))
+    assert report.points(pd.DataFrame({"step": [5, 10], "val_auroc": [0.8, 0.9]})) == ((0.5, 0.8), (1.0, 0.9))
 
 
 def test_a_loss_that_params_no_longer_has_stops_the_report(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

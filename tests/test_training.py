@@ -332,7 +332,7 @@ def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see
     teacher = models.build_model("resnet18", 2, 32, seed=5).eval()
     films = list(soft_label.films_of_view(cohort.train, 1, views, 17))
     cached = models.logits(teacher, films, CPU)
-    soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft")
+    soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft", tmp_path / "cohort")
     stored = soft_labels.read(tmp_path / "soft", cohort, views, 17)
     online = models.logits(teacher, [cohort.train.view(9, 1, views, 17)[None]], CPU)
     assert np.allclose(stored[1, 9], online[0], atol=2e-3 * max(1.0, np.abs(online).max()))
@@ -378,7 +378,7 @@ def test_a_step_shows_the_student_the_pixels_that_its_soft_labels_were_made_of(
 def test_soft_labels_of_something_else_are_refused(
     cohort: Any, views: Any, tmp_path: Path, change: Any, named: str
 ) -> None:
-    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, 17, tmp_path / "soft")
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, 17, tmp_path / "soft", tmp_path / "cohort")
     other_cohort, other_views = change(cohort, views)
     with pytest.raises(soft_labels.SoftLabelError, match=f"made for other {named}"):
         soft_labels.read(tmp_path / "soft", other_cohort, other_views, 17)
@@ -404,9 +404,10 @@ def ready(project: Path, cohort: training.Cohort, folder: Path, views: Any, **ch
     owners.project(project, losses=used, threads=1, **changes)
     shutil.copytree(folder, project / "data/cohorts/joint")
     seed = params.read(project / "params.yaml")["seed"]
-    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, project / "data/soft_labels/joint/resnet10t")
+    soft, teacher = project / "data/soft_labels/joint/resnet10t", project / "data/models/teacher/joint/resnet10t"
     about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": cohort.about["size_px"]}
-    models.write(models.build_model("resnet10t", 2, 32), about, project / "data/models/teacher/joint/resnet10t")
+    models.write(models.build_model("resnet10t", 2, 32), about, teacher)
+    soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, soft, teacher)
     return about
 
 
@@ -435,16 +436,24 @@ def test_only_a_loss_of_features_opens_and_runs_the_teacher(
     from stages import distill
 
     about = ready(project, cohort, tmp_path / "cohort", views)
+    seed = params.read(project / "params.yaml")["seed"]
+    soft, teacher = project / "data/soft_labels/joint/resnet10t", project / "data/models/teacher/joint/resnet10t"
+
+    def label() -> None:
+        files.remove(soft)
+        soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, soft, teacher)
+
     ran = []
     original = objectives.with_features
     monkeypatch.setattr(objectives, "with_features", lambda *given: ran.append(1) or original(*given))
     distill.main([*CELL, "--loss", "rkd"])
     assert len(ran) == 8  # the teacher and the student, in four steps
-    teacher = project / "data/models/teacher/joint/resnet10t"
     files.write_json(about | {"findings": ["Mass", "Edema"]}, teacher / "model.json")
+    label()
     with pytest.raises(soft_labels.SoftLabelError, match=r"teacher resnet10t has outputs \['Mass', 'Edema'\] at 32 px"):
         distill.main([*CELL, "--loss", "rkd"])
     (teacher / "weights.safetensors").write_bytes(b"rubbish")
+    label()
     distill.main([*CELL, "--loss", "sigmoid_kd"])
     assert len(ran) == 8
     assert (project / "data/models/distilled/joint/eeea_net_c2/resnet10t/sigmoid_kd/0/model.json").is_file()

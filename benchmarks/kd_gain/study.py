@@ -158,7 +158,7 @@ def teach(cohort_name: str, teacher: dict[str, Any], views: Any, seed: int, thre
     ])  # fmt: skip
     with files.output(folder.as_posix()) as made:
         models.write(model, about, made / "model")
-        soft_labels.write(logits, cohort, views, seed, made / "soft")
+        soft_labels.write(logits, cohort, views, seed, made / "soft", made / "model")
         training.write_history(history, made / "curve.csv")
         files.write_json(facts, made / "facts.json")
     files.remove(checkpoint)
@@ -322,7 +322,8 @@ def read_test(
     for method, of_method in folders.items():
         for number, folder in enumerate(of_method):
             model, about = models.load_model(folder)
-            table = predict.predictions(model.to(device), about["findings"], labels, images, sorted(datasets), device)
+            score = predict.of_net(model.to(device), device)
+            table = predict.predictions(score, about["findings"], labels, images, sorted(datasets))
             tables[f"{method}/{number}"] = table
     found = {}
     for dataset, evaluated in datasets.items():

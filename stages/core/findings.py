@@ -30,6 +30,17 @@ def names() -> list[str]:
     return list(titles())
 
 
+@cache
+def spellings() -> dict[str, str]:
+    """What a finding is called, in lower case with spaces for underscores -> its name (several synonyms join by |)."""
+    found: dict[str, str] = {}
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            words = [row["name"], row["title"], *filter(None, row["synonyms"].split("|"))]
+            found |= dict.fromkeys((word.lower().replace("_", " ") for word in words), row["name"])
+    return found
+
+
 def in_order(chosen: set[str]) -> list[str]:
     """The chosen names in the table's order.
 

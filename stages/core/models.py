@@ -51,21 +51,49 @@ def to_input(films: np.ndarray, device: torch.device | None = None) -> Tensor:
     return ((grey - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def build_model(architecture: str, outputs: int, size_px: int, start: Any = None, seed: int = 0) -> nn.Module:
-    """A timm model by the name of its file under stages/models.
+class Ensemble(nn.Module):
+    """Several nets as one: the mean of their logits, each over its temperature, mean_m z_m / T_m.
+
+    Temperatures are a buffer, so that they are saved with the weights: Guo et al., "On Calibration of Modern Neural
+    Networks", arXiv 1706.04599.
+    """
+
+    temperatures: Tensor
+
+    def __init__(self, nets: list[nn.Module]) -> None:
+        """Take nets with the same outputs; every temperature is 1."""
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.register_buffer("temperatures", torch.ones(len(nets)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, finding) of images (batch, 3, size_px, size_px)."""
+        scaled = [net(images) / temperature for net, temperature in zip(self.nets, self.temperatures, strict=True)]
+        return torch.stack(scaled).mean(dim=0)
+
+
+def build_model(
+    architecture: str, outputs: int, size_px: int, start: Any = None, seed: int = 0, member: int | None = None
+) -> nn.Module:
+    """A timm model by the name of its file under stages/models, or an ensemble of several.
 
     Args:
         architecture: the file's name.
         outputs: number of logits.
         size_px: side of the input; handed to constructors that take one (Swin, Visformer).
         start: the architecture's entry of params.yaml (pretrained, checkpoint); None for random weights.
-        seed: of the random weights.
+        seed: of the random weights; member n of an ensemble has seed + n.
+        member: of an ensemble, build this net alone.
 
     Raises:
         CheckpointError: the checkpoint does not fit, or its hash is not the recorded one.
         FileNotFoundError: no checkpoint there, or ImageNet weights that cannot be fetched.
     """
-    name = plugins.load("models", architecture).ID
+    plugin = plugins.load("models", architecture)
+    if hasattr(plugin, "MEMBERS") and member is None:
+        places = range(len(plugin.MEMBERS))
+        return Ensemble([build_model(architecture, outputs, size_px, start, seed + place, place) for place in places])
+    name = plugin.ID if member is None else plugin.MEMBERS[member]
     extra: dict[str, Any] = {"img_size": size_px} if _takes_size(name) else {}
     pretrained = bool(start and start.pretrained)
     with torch.random.fork_rng(devices=[]):
@@ -100,11 +128,7 @@ def load_checkpoint(model: nn.Module, path: Path, sha256: str) -> None:
         FileNotFoundError: no such file.
         CheckpointError: another hash, or another architecture; the message lists the first keys that differ.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: put it there, or set checkpoint to null in params.yaml")
-    found = files.sha256(path)
-    if found != sha256:
-        raise CheckpointError(f"{path} has sha256 {found}, params.yaml records {sha256}: it is another file")
+    verify(path, sha256)
     if path.suffix == ".safetensors":
         given = load_file(path)
     else:
@@ -122,6 +146,20 @@ def load_checkpoint(model: nn.Module, path: Path, sha256: str) -> None:
     if wrong:
         raise CheckpointError(f"{path} is of another architecture: {len(wrong)} keys differ: {', '.join(wrong[:8])}")
     model.load_state_dict({key: value for key, value in given.items() if value.shape == own[key].shape}, strict=False)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Check that a file that params.yaml names is there and is the recorded one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: another hash.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: put it there, or set checkpoint to null in params.yaml")
+    found = files.sha256(path)
+    if found != sha256:
+        raise CheckpointError(f"{path} has sha256 {found}, params.yaml records {sha256}: it is another file")
 
 
 def write(model: nn.Module, about: dict[str, Any], folder: Path) -> None:

@@ -29,7 +29,7 @@ def _known_finding(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    plugins.require("models", name)
+    plugins.model_kind(name)
     return name
 
 
@@ -117,6 +117,7 @@ class Dataset(Section):
     """Where a data set lies and how it is read."""
 
     root: str
+    films: str | None
     split: Literal["official", "later_test", "patient_random", "patient_hash"]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -383,6 +384,29 @@ class Params(Section):
                     faults.append(f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address dots and dashes)")
         for loss, given in self.losses.items():
             faults += _loss_faults(loss, given)
+        return faults + self._kind_faults()
+
+    def _kind_faults(self) -> list[str]:
+        """What a teacher or student cannot be or do because of what its file describes."""
+        faults = []
+        for name in self.students:
+            if (kind := plugins.model_kind(name)) != "net":
+                faults.append(f"students.{name}: must be a net, got one of kind {kind}, which can only teach")
+        known = [loss for loss in self.losses if loss in plugins.names("losses")]
+        reading = [loss for loss in known if plugins.constants("losses", loss)["NEEDS"] == "features"]
+        for name, start in self.teachers.items():
+            kind = plugins.model_kind(name)
+            if kind == "net":
+                continue
+            for loss in reading:
+                faults.append(f"losses.{loss}: needs a net's features, teachers.{name} is of kind {kind}: take one out")
+            if kind == "table" and not start.checkpoint:
+                faults.append(f"teachers.{name}.checkpoint: must be a csv of probabilities, got null")
+            if kind == "table" and start.pretrained:
+                faults.append(f"teachers.{name}.pretrained: must be false, since a table has no weights, got true")
+            if kind == "ensemble" and start.checkpoint:
+                faults.append(f"teachers.{name}.checkpoint: must be null, since an ensemble has several nets, got "
+                              f"{start.checkpoint!r}")  # fmt: skip
         return faults
 
 

@@ -4,10 +4,13 @@ import ast
 import importlib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 KINDS = ("datasets", "models", "losses", "explainers")
+MODELS = {"ID": "net", "MEMBERS": "ensemble", "CLIP": "table"}  # what a file of stages/models defines -> its kind
 NAME = re.compile(r"[a-z0-9_]+")
 STAGES = Path(__file__).parent.parent
 
@@ -49,9 +52,7 @@ def settings(kind: str, name: str) -> dict[str, str]:
 
     Stages that need no torch can so refuse a wrong key of a loss in params.yaml before any work.
     """
-    require(kind, name)
-    tree = ast.parse((STAGES / kind / f"{name}.py").read_text(encoding="utf-8"))
-    for node in tree.body:
+    for node in _statements(kind, name):
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             return {
                 item.target.id: ast.unparse(item.annotation)
@@ -59,3 +60,30 @@ def settings(kind: str, name: str) -> dict[str, str]:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             }
     return {}
+
+
+def constants(kind: str, name: str) -> dict[str, Any]:
+    """The literals that a plug-in's constants are set to, read without importing it."""
+    found = {}
+    for node in _statements(kind, name):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with suppress(ValueError):  # what is computed is no literal
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
+def model_kind(name: str) -> str:
+    """What a file of stages/models describes: a `net`, an `ensemble` of nets, or a `table` of probabilities.
+
+    Raises:
+        ValueError: it defines none of these, or several.
+    """
+    kinds = [kind for constant, kind in MODELS.items() if constant in constants("models", name)]
+    if len(kinds) != 1:
+        raise ValueError(f"stages/models/{name}.py must define one of {', '.join(MODELS)} (see its __init__.py)")
+    return kinds[0]
+
+
+def _statements(kind: str, name: str) -> list[ast.stmt]:
+    require(kind, name)
+    return ast.parse((STAGES / kind / f"{name}.py").read_text(encoding="utf-8")).body

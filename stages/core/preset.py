@@ -6,6 +6,7 @@ with the cache of this checkout. Nothing outside `runs/` changes; a second call 
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 from stages.core import params
 
 NEEDED = ("stages", "reports/kd_gain", "dvc.yaml", ".dvcignore", ".gitignore")
+PLACE = re.compile(r"((?:root|checkpoint): )ROOT\b")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'
 
 
@@ -26,13 +28,13 @@ def tracked(repository: Path) -> list[str]:
 
 
 def with_root(text: str, root: str | None) -> str:
-    """A preset with its `ROOT` replaced by the folder that the user named.
+    """A preset with its `ROOT`, in roots and checkpoints, replaced by the folder that the user named.
 
     Raises:
         ValueError: the preset needs a root and none was given, or one was given that it does not use.
         FileNotFoundError: no such folder.
     """
-    needs = "root: ROOT" in text
+    needs = PLACE.search(text) is not None
     if needs and root is None:
         raise ValueError("this preset reads your own files: name their folder, `make run PRESET=... ROOT=<folder>`")
     if root is None:
@@ -42,7 +44,7 @@ def with_root(text: str, root: str | None) -> str:
     folder = Path(root).resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"ROOT={root} is no folder")
-    return text.replace("root: ROOT", f"root: {folder}")
+    return PLACE.sub(lambda found: f"{found[1]}{folder}", text)
 
 
 def export(preset: Path, target: Path, root: str | None = None, repository: Path | None = None) -> None:

@@ -93,7 +93,11 @@ def load_cohort(folder: Path) -> Cohort:
 
 def val_auroc(model: nn.Module, val: Part, batch_size: int, device: torch.device) -> float:
     """Validation AUROC: mean over findings within a data set, then mean over data sets, never pooled."""
-    scores = models.logits(model, models.in_batches(val.films, batch_size), device)
+    return mean_auroc(models.logits(model, models.in_batches(val.films, batch_size), device), val)
+
+
+def mean_auroc(scores: np.ndarray, val: Part) -> float:
+    """The same of given logits (films, findings)."""
     datasets = val.rows["dataset"].to_numpy()
     means = [
         metrics.mean_auroc(val.targets[datasets == name], scores[datasets == name]) for name in np.unique(datasets)
@@ -400,6 +404,7 @@ def train(
     soft: np.ndarray | None = None,
     teacher: nn.Module | None = None,
     adapter: Adapter | None = None,
+    member: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
     """Build a model and train it on a cohort (arguments as of `build_model` and `Trainer`).
 
@@ -409,18 +414,23 @@ def train(
     device = models.fix(threads)
     require_bf16(settings.bf16, device)
     size_px = cohort.about["size_px"]
-    model = models.build_model(architecture, len(cohort.findings), size_px, start, seeds.integer("init", seed, *names))
+    first = seeds.integer("init", seed, *names)
+    model = models.build_model(architecture, len(cohort.findings), size_px, start, first, member)
     start_at_prevalence(model, cohort.train.targets)
     depthwise.speed_up(model)
     trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher, adapter)
     averaged, history = trainer.fit(checkpoint)
-    about = {
+    return averaged, about(cohort, architecture), history
+
+
+def about(cohort: Cohort, architecture: str) -> dict[str, Any]:
+    """What `load_model` needs to know of a model of this cohort: its model.json."""
+    return {
         "architecture": architecture,
         "cohort": cohort.about["cohort"],
         "findings": cohort.findings,
-        "size_px": size_px,
+        "size_px": cohort.about["size_px"],
     }
-    return averaged, about, history
 
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:
