@@ -16,16 +16,18 @@ class Full(io.RawIOBase):
     """A file on a disk with room for so many bytes."""
 
     def __init__(self, path: Path, room: int) -> None:
-        self.path, self.room = path, room
-        path.write_bytes(b"")
+        self.file, self.room = io.FileIO(path, "w"), room
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         content = bytes(data)
-        with self.path.open("ab") as file:
-            file.write(content[: self.room])
+        self.file.write(content[: max(self.room, 0)])
         self.room -= len(content)
         if self.room < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
