@@ -273,7 +273,7 @@ class Trainer:
         self._restore(checkpoint)
         self.task.train()
         steps, progress, is_first = self.settings.steps, self.progress, ranks.index() == 0
-        curves = Curves(live, progress.history) if live and is_first else None
+        curves = Curves(live, progress.history) if live and is_first and progress.step < steps else None
         bar = tqdm(
             total=steps,
             initial=progress.step,
@@ -514,7 +514,12 @@ def train(
                 raise TrainingError(f"{error} (a checkpoint, if there is one, is kept: run again to go on)") from error
         averaged, history = prepare(*given).fit(checkpoint, live)
     if live:
-        files.remove(live)
+        for folder in (
+            live / "plots/metrics",
+            live / "plots",
+            live,
+        ):  # of a tree's inner folders the guard sees no path
+            files.remove(folder)
     about = {
         "architecture": architecture,
         "cohort": cohort.about["cohort"],
