@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import owners
 import pandas as pd
 import pytest
+import test_files
 import torch
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 
 from stages.core import files, losses, models, objectives, params, plugins, soft_labels, training
 
@@ -223,6 +226,111 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_films(cohort: Any, view
     run = trainer(cohort, views, terms=poisoned)
     with pytest.raises(training.TrainingError, match=r"the loss is nan at step 3 .*batch of \d+\.png, \d+\.png"):
         run.fit(tmp_path / "none.pt")
+
+
+def test_a_disk_that_fills_during_a_checkpoint_keeps_the_last_one_and_the_next_run_goes_on(
+    cohort: Any, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = trainer(cohort, views).fit(tmp_path / "whole.pt")
+    run, path = trainer(cohort, views), tmp_path / "kept/last.pt"
+    opened, original = Path.open, run.save
+    kept = []
+
+    def full(self: Path, mode: str = "r", **options: Any) -> Any:
+        return test_files.Full(self, 100_000) if self.suffix == ".part" else opened(self, mode, **options)
+
+    def save(place: Path) -> None:
+        if run.progress.step == 10:
+            kept.append(place.read_bytes())
+            monkeypatch.setattr(Path, "open", full)
+        original(place)
+
+    run.save = save
+    with pytest.raises(files.DiskFullError, match=r"the disk is full: .*last.pt was not written"):
+        run.fit(path)
+    monkeypatch.setattr(Path, "open", opened)
+    assert [(place.name, place.read_bytes()) for place in path.parent.iterdir()] == [("last.pt", kept[0])]
+    model, _ = trainer(cohort, views).fit(path)
+    assert weights(model) == weights(undisturbed)
+
+
+def test_live_curves_hold_each_row_of_the_history_once_also_after_a_kill(
+    cohort: Any, views: Any, tmp_path: Path
+) -> None:
+    """The kill comes after the row of step 9, which the checkpoint of step 5 does not know."""
+    live = tmp_path / "live"
+
+    def points(name: str) -> list[tuple[int, float]]:
+        lines = (live / f"plots/metrics/{name}.tsv").read_text().splitlines()
+        assert lines[0] == f"step\t{name}"
+        return [(int(step), float(value)) for step, value in (line.split("\t") for line in lines[1:])]
+
+    broken = trainer(cohort, views)
+    original = broken._step
+
+    def step() -> None:
+        if broken.progress.step == 9:
+            raise KeyboardInterrupt
+        original()
+
+    broken._step = step
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(tmp_path / "last.pt", live)
+    assert [step for step, _ in points("val_auroc")] == [3, 6, 9]
+    _, history = trainer(cohort, views).fit(tmp_path / "last.pt", live)
+    for name in ("loss", "lr", "val_auroc"):
+        assert points(name) == [(row["step"], pytest.approx(row[name])) for row in history]
+    assert [path.relative_to(live).as_posix() for path in live.rglob("*.yaml")] == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DVC leaves what it opened to the end
+def test_dvc_plots_shows_the_live_curves_and_the_finished_ones(
+    cohort: Any, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "project"
+    (place / ".dvc").mkdir(parents=True)
+    (place / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
+    YAML().dump({"stages": {}, "plots": plots}, place / "dvc.yaml")
+    monkeypatch.chdir(place)
+    trainer(cohort, views, steps=4).fit(tmp_path / "last.pt", Path(".live/student-joint"))
+    Path("reports/curves").mkdir(parents=True)
+    training.write_history([{"step": 7, "val_auroc": 0.8125}], Path("reports/curves/a.csv"))
+    shown = Repo().plots.show()["workspace"]
+    titles = set(shown["sources"]["data"])
+    assert {".live/student-joint/plots/metrics/val_auroc.tsv", "reports/curves/a.csv"} <= titles
+
+
+@pytest.mark.parametrize("architecture", ["eeea_net_c2", "resnet18", "autoformer_v2_t"])
+def test_layer_decay_slows_the_early_layers_and_1_is_off(cohort: Any, views: Any, architecture: str) -> None:
+    models.fix(threads=1)
+    model = models.build_model(architecture, 2, 32, seed=1)
+    chosen = settings(layer_decay=0.5, warmup=0.5)
+    run = training.Trainer(model, cohort, objectives.undistilled, chosen, views, 17, NAMES, CPU)
+    run.scheduler.step_update(3)
+    rate = {id(value): group["lr"] for group in run.optimizer.param_groups for value in group["params"]}
+    rates = [rate[id(value)] for value in model.parameters()]
+    classifier = [rate[id(value)] for value in model.get_classifier().parameters()]
+    assert classifier == [max(rates)] * 2
+    assert rates[0] == min(rates) < 0.1 * max(rates)
+    assert max(rates) == pytest.approx(chosen.lr * 3 / 6)
+    off = training.Trainer(model, cohort, objectives.undistilled, settings(), views, 17, NAMES, CPU)
+    assert len(off.optimizer.param_groups) == 2  # with and without weight decay
+    assert not any("lr_scale" in group for group in off.optimizer.param_groups)
+
+
+def test_a_compiled_net_trains_alike_and_keeps_the_names_of_its_weights(
+    cohort: Any, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured as torch.compile does, and run by PyTorch: inductor takes minutes."""
+    monkeypatch.setattr(training.Task, "compile", partialmethod(training.Task.compile, backend="eager"))
+    plain, _ = trainer(cohort, views, steps=6).fit(tmp_path / "plain.pt")
+    run = trainer(cohort, views, steps=6, compile=True)
+    compiled, _ = run.fit(tmp_path / "compiled.pt")
+    assert isinstance(run.task.trainable_module, OptimizedModule)
+    kept, own = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("compiled", "plain"))
+    assert list(kept["model"]) == list(own["model"]) == list(compiled.state_dict()) == list(plain.state_dict())
+    assert weights(compiled) == weights(plain)
 
 
 def test_twin_and_distilled_student_see_the_same_batches(cohort: Any, views: Any) -> None:

@@ -19,6 +19,7 @@ from stages.core import files
 
 FINGERPRINT = "STAGE_FINGERPRINT"  # set by the guard: a hash of the stage's declared dependencies and params
 ROOT = Path(".ckpt")
+LIVE = Path(".live")
 STAGES = Path(__file__).parent.parent
 
 
@@ -38,6 +39,9 @@ def folder(name: str, **facts: Any) -> Iterator[Path]:
     Raises:
         BusyError: another process holds it.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield ROOT / name  # of torchrun's ranks the first alone reads and writes
+        return
     outside = os.environ.get(FINGERPRINT)
     given = json.dumps([loaded_code(), facts] if facts else outside, sort_keys=True)
     kept = ROOT / name / hashlib.sha256(given.encode()).hexdigest()[:16]
@@ -50,12 +54,19 @@ def folder(name: str, **facts: Any) -> Iterator[Path]:
             files.remove(finished)
 
 
+def live(checkpoint: Path) -> Path | None:
+    """Where the curves of an unfinished training stand, at a place that does not move with its fingerprint.
+
+    Args:
+        checkpoint: in a `folder`; for one that is kept elsewhere there are no curves.
+    """
+    return LIVE / checkpoint.parts[1] if checkpoint.parts[0] == ROOT.name else None
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    part = files.temporary_name(path)
-    with part.open("wb") as file:
-        file.write(content)
-    part.replace(path)
+    with files.whole(path) as part:
+        part.write_bytes(content)
 
 
 @contextmanager

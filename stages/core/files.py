@@ -4,6 +4,7 @@
 `args`, so that `tests/test_wiring.py` can compute from the code what `dvc.yaml` must declare.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+FULL_BYTES = 1 << 20  # a disk with less room counts as full: NumPy and safetensors do not say why a write failed
 
 
 def input(path: str) -> Path:  # noqa: A001 - reads as files.input(...)
@@ -30,21 +33,52 @@ def input(path: str) -> Path:  # noqa: A001 - reads as files.input(...)
 
 @contextmanager
 def output(path: str) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well; a killed stage leaves no half output.
+    """A temporary name beside `path`, renamed to it when the block ends well: see `whole`."""
+    with whole(Path(path)) as temporary:
+        yield temporary
 
-    The block makes a file or a folder at the name that it is given. After an error the temporary is removed.
+
+class DiskFullError(OSError):
+    """There is no room for a file; the message names it, the room and the way out."""
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, renamed to it when the block ends well: what lies there is never half written.
+
+    The block makes a file or a folder at the name that it is given. After an error the temporary is removed, and what
+    lay at `target` before is still there.
+
+    Raises:
+        DiskFullError: the disk filled while the block wrote.
     """
-    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
     remove(temporary)
     try:
         yield temporary
-    except BaseException:
+    except BaseException as error:
+        free = shutil.disk_usage(target.parent).free
+        is_full = _is_of_full_disk(error) or free < FULL_BYTES
         remove(temporary)
-        raise
-    remove(target)
+        if not is_full:
+            raise
+        raise DiskFullError(
+            f"the disk is full: {target} was not written, {free / 1e6:.0f} MB are left in {target.parent.resolve()}; "
+            "what lay there before is kept. Make room and run again, which goes on from the last checkpoint"
+        ) from error
+    if target.is_dir() or temporary.is_dir():  # a rename replaces a file, and nothing else
+        remove(target)
     temporary.replace(target)
+
+
+def _is_of_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says so; torch hides the system's error behind its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def temporary_name(path: Path) -> Path:

@@ -26,7 +26,8 @@ from stages.core import checkpoints, files, params
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
-UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", "params.yaml", "dvc.yaml", "dvc.lock"}
+UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", ".live", "params.yaml", "dvc.yaml", "dvc.lock"}
+UNTRACKED |= {".dvcignore", ".gitignore"}  # which DVCLive reads, through DVC
 
 
 class ProvenanceError(RuntimeError):

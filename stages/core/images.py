@@ -23,9 +23,14 @@ class Images:
     """
 
     def __init__(self, folder: Path, shards: Sequence[str], positions: Sequence[int]) -> None:
+        self._given = (folder, shards, positions)
         names, self._shard = np.unique(np.asarray(shards, dtype=str), return_inverse=True)
         self._maps = [np.load(folder / name, mmap_mode="r") for name in names]
         self._position = np.asarray(positions, dtype=np.int64)
+
+    def __reduce__(self) -> Any:
+        """Pickled without pixels: another process maps the shards itself."""
+        return Images, self._given
 
     @classmethod
     def of_rows(cls, folder: Path, rows: pd.DataFrame) -> "Images":

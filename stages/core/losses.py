@@ -40,18 +40,25 @@ def weighted_sum(parts: Mapping[str, Loss], weights: Mapping[str, float]) -> Los
     """
     parts = dict(sorted(parts.items()))
     adapted = {name: part.adapter for name, part in parts.items() if part.adapter}
+    return Loss(
+        partial(_terms_of_sum, parts=parts, weights=dict(weights)),
+        any(part.needs_features for part in parts.values()),
+        partial(_adapters_of_sum, makers=adapted) if adapted else None,
+    )
 
-    def terms(given: Signals, adapter: nn.ModuleDict | None = None) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, part in parts.items():
-            own = {"adapter": adapter[name]} if adapter is not None and name in adapter else {}
-            for term, value in part.terms(given, **own).items():
-                key = term if term == "task" else f"{name}_{term}"
-                weighted = weights[name] * value
-                found[key] = found[key] + weighted if key in found else weighted
-        return found
 
-    def adapter(student: int, teacher: int) -> nn.ModuleDict:
-        return nn.ModuleDict({name: make(student, teacher) for name, make in adapted.items()})
+def _terms_of_sum(
+    given: Signals, parts: dict[str, Loss], weights: dict[str, float], adapter: nn.ModuleDict | None = None
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        own = {"adapter": adapter[name]} if adapter is not None and name in adapter else {}
+        for term, value in part.terms(given, **own).items():
+            key = term if term == "task" else f"{name}_{term}"
+            weighted = weights[name] * value
+            found[key] = found[key] + weighted if key in found else weighted
+    return found
 
-    return Loss(terms, any(part.needs_features for part in parts.values()), adapter if adapted else None)
+
+def _adapters_of_sum(student: int, teacher: int, makers: dict[str, Adapter]) -> nn.ModuleDict:
+    return nn.ModuleDict({name: make(student, teacher) for name, make in makers.items()})

@@ -14,7 +14,7 @@ from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.core import models
+from stages.core import models, ranks
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,13 @@ def signals(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the elements where the mask is true; 0 where there are none."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    """The mean over the elements where the mask is true; 0 where there are none.
+
+    With several ranks, a rank's share of the mean over all of them, times their number, which averaging over the ranks
+    takes out again: so do values and gradients of all masks become those of the whole batch.
+    """
+    count = ranks.total(mask.sum()).clamp(min=1)
+    return (values * mask).sum() * ranks.count() / count
 
 
 def bce(given: Signals) -> Tensor:

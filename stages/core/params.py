@@ -212,6 +212,7 @@ class Training(Section):
 
     optimizer: Literal["sgd", "adamw"]
     lr: Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Share
@@ -225,6 +226,8 @@ class Training(Section):
     clip_norm: Positive
     ema_decay: Rate
     bf16: bool
+    compile: bool
+    processes: Count
     evaluations: Annotated[int, Field(ge=4)]
     checkpoint_steps: Count
 
@@ -232,6 +235,15 @@ class Training(Section):
     def _long_enough(self) -> "Training":
         if self.evaluations > self.steps:
             raise ValueError(f"evaluations must not exceed steps, got {self.evaluations} > {self.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_evenly(self) -> "Training":
+        if self.batch_size % self.processes or self.batch_size < 2 * self.processes:
+            raise ValueError(
+                "batch_size must divide by processes, with two films or more for each, got "
+                f"{self.batch_size} for {self.processes}"
+            )
         return self
 
 

@@ -1,8 +1,9 @@
 """Run the pipeline, several stages at a time: what `make repro` and `make run` do.
 
 `dvc repro` runs one stage after another. Here each stage that is due is a `dvc repro --single-item` of its own, started
-as soon as those before it are done, as many at a time as the cores have room for (params.yaml: `threads` of each). The
-results, `dvc.lock` and the guard are the same: DVC's own locks (`--wait-for-lock`) let one process write at a time.
+as soon as those before it are done, as many at a time as the cores have room for (params.yaml: `threads` of each, times
+the `processes` of a training). The results, `dvc.lock` and the guard are the same: DVC's own locks (`--wait-for-lock`)
+let one process write at a time.
 """
 
 import argparse
@@ -88,12 +89,13 @@ def _log(folder: str, stage: str) -> Path:
 def main() -> None:
     """Run what is due."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lanes", type=int, help="stages at a time; by default the cores over `threads`")
+    parser.add_argument("--lanes", type=int, help="stages at a time; by default what the cores have room for")
     args = parser.parse_args()
     try:
-        threads = params.parse(params.read()).threads
+        given = params.parse(params.read())
     except (params.ParamsError, FileNotFoundError) as fault:
         sys.exit(str(fault))
+    threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
     graph = due()
     if not graph:
         print("nothing to run: all stages are up to date")

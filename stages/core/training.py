@@ -2,28 +2,38 @@
 
 The loop runs on timm's `timm.task`. Same params, inputs, seed and thread count give the same bytes; a killed run goes
 on from its checkpoint and ends with the bytes of an undisturbed one.
+
+Several processes (`processes`, or `torchrun`) share each batch: a rank takes a contiguous part of it, and the averaged
+gradient is that of the whole batch. What compares films of a batch sees its rank's alone: the losses `rkd` and
+`dist_corr`, and on CPUs batch norm, whose kept statistics are rank 0's (on GPUs they are the whole batch's).
 """
 
 import math
 import platform
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from dvclive.live import Live
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.optim._optim_factory import create_optimizer_v2
 from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.task import MultiLabelClassificationTask
+from timm.utils.distributed import distribute_bn
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from stages.core import depthwise, files, metrics, models, objectives, seeds
+from stages.core import checkpoints, depthwise, files, metrics, models, objectives, ranks, seeds
 from stages.core.images import Images, view
 
 Terms = Callable[..., dict[str, Tensor]]  # of signals, and of the adapter if the loss has one
@@ -92,8 +102,15 @@ def load_cohort(folder: Path) -> Cohort:
 
 
 def val_auroc(model: nn.Module, val: Part, batch_size: int, device: torch.device) -> float:
-    """Validation AUROC: mean over findings within a data set, then mean over data sets, never pooled."""
-    return mean_auroc(models.logits(model, models.in_batches(val.films, batch_size), device), val)
+    """Validation AUROC: mean over findings within a data set, then mean over data sets, never pooled.
+
+    Ranks take turns with the batches.
+    """
+    scores = np.zeros_like(val.targets)
+    for start in range(0, len(scores), batch_size)[ranks.index() :: ranks.count()]:
+        films = val.films.take(range(start, min(start + batch_size, len(scores))))
+        scores[start : start + batch_size] = models.logits(model, [films], device)
+    return mean_auroc(ranks.total(torch.from_numpy(scores).to(device)).cpu().numpy(), val)
 
 
 def mean_auroc(scores: np.ndarray, val: Part) -> float:
@@ -109,12 +126,15 @@ def mean_auroc(scores: np.ndarray, val: Part) -> float:
 class Task(MultiLabelClassificationTask):
     """timm's multi-label task with a masked loss made of named terms, and what the teacher says beside the target.
 
-    Its criterion gives the hard labels' loss of each element, which is masked and averaged by the terms.
+    Its criterion gives the hard labels' loss of each element, which is masked and averaged by the terms. The adapter is
+    what a loss trains beside the model.
     """
 
-    def __init__(self, model: nn.Module, terms: Terms, device: torch.device, criterion: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, terms: Terms, device: torch.device, criterion: nn.Module, adapter: nn.Module | None
+    ) -> None:
         super().__init__(model, criterion=criterion, device=device, verbose=False)
-        self.terms = terms
+        self.terms, self.adapter = terms, adapter
 
     def forward(
         self,
@@ -122,14 +142,16 @@ class Task(MultiLabelClassificationTask):
         target: Tensor,
         teacher: Tensor | None = None,
         features: objectives.Features | None = None,
-    ) -> dict[str, Tensor]:
-        """The loss, its terms, the logits (`output`), and what all terms were computed from (`source`).
+        is_logged: bool = False,
+    ) -> dict[str, Any]:
+        """The loss, its terms, the logits (`output`), and if the step is logged the terms' pull (`ratios`).
 
         Args:
             input: (batch, 3, size_px, size_px).
             target: (batch, finding), NaN where a label does not count.
             teacher: the teacher's logits (batch, finding), for a distilled student.
             features: the teacher's, for a loss that needs them.
+            is_logged: whether to measure how strongly each term pulls.
         """
         if features is None:
             output = source = self.trainable_module(input).float()
@@ -137,8 +159,10 @@ class Task(MultiLabelClassificationTask):
         else:
             output, own = objectives.with_features(self.trainable_module, input)
             source, seen = own.source, (own, features)
-        terms = self.terms(objectives.signals(output, target, teacher, seen, self.criterion))
-        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "source": source, **terms}
+        given = objectives.signals(output, target, teacher, seen, self.criterion)
+        terms = self.terms(given) if self.adapter is None else self.terms(given, adapter=self.adapter)
+        ratios = gradient_ratios(terms, source) if is_logged else {}
+        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "ratios": ratios, **terms}
 
 
 def gradient_ratios(terms: dict[str, Tensor], source: Tensor) -> dict[str, float]:
@@ -149,17 +173,15 @@ def gradient_ratios(terms: dict[str, Tensor], source: Tensor) -> dict[str, float
     head, and only the head runs backward.
 
     Args:
-        terms: of one step, as `Task` gives them.
+        terms: of one step.
         source: what they were computed from: the student's logits, or what its logits and features come from.
 
     Returns:
         `<term>_grad_ratio` of each term but the task; NaN where the task has no gradient (a weight of 0).
     """
-    norms = {
-        name: torch.autograd.grad(value, source, retain_graph=True)[0].norm().item()
-        for name, value in terms.items()
-        if name != "loss"
-    }
+    pulls = [torch.autograd.grad(value, source, retain_graph=True)[0].norm() for value in terms.values()]
+    whole = torch.stack(pulls) if ranks.count() == 1 else ranks.total(torch.stack(pulls).square()).sqrt()
+    norms = dict(zip(terms, whole.tolist(), strict=True))
     task = norms.pop("task")
     return {f"{name}_grad_ratio": norm / task if task else math.nan for name, norm in norms.items()}
 
@@ -188,6 +210,9 @@ class Trainer:
         soft: the teacher's logits of each view, float16 (views, training rows, findings).
         teacher: the net itself, for a loss that needs its features; it runs in eval mode, in float32, on every batch.
         adapter: makes what the loss trains beside the student, if anything.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly by the ranks.
     """
 
     def __init__(
@@ -204,15 +229,21 @@ class Trainer:
         teacher: nn.Module | None = None,
         adapter: Adapter | None = None,
     ) -> None:
+        if settings.batch_size % ranks.count():
+            raise ValueError(
+                f"batch_size must divide by the number of processes, got {settings.batch_size} for {ranks.count()} "
+                "(params.yaml: train.teacher.batch_size, train.student.batch_size)"
+            )
         self.cohort, self.settings, self.views, self.seed = cohort, settings, views, seed
         self.names, self.device, self.soft = names, device, soft
         self.teacher = teacher.to(device).eval().requires_grad_(False) if teacher else None
-        self.adapter: nn.Module = nn.Identity()
+        self.model = model.to(device)
+        beside = None
         if adapter:
-            self.adapter = build_adapter(adapter, model, teacher, seeds.integer("adapter", seed, *names)).to(device)
-            terms = partial(terms, adapter=self.adapter)
-        self.task = Task(model.to(device), terms, device, objectives.criterion(settings, cohort.train.targets))
-        self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
+            beside = build_adapter(adapter, model, teacher, seeds.integer("adapter", seed, *names)).to(device)
+        self.adapter = nn.Identity() if beside is None else beside
+        self.task = Task(model, terms, device, objectives.criterion(settings, cohort.train.targets), beside)
+        self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True).requires_grad_(False)
         self.task.trainable_module_ema = self.averaged
         self.optimizer = create_optimizer_v2(
             model,
@@ -220,6 +251,7 @@ class Trainer:
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
             fused=True,
         )
         for group in param_groups_weight_decay(self.adapter, settings.weight_decay):
@@ -231,36 +263,56 @@ class Trainer:
             warmup_t=round(settings.steps * settings.warmup),
             t_in_epochs=False,
         )
+        if settings.compile:
+            self.task.compile()
+        self.run: nn.Module = self.task
+        if ranks.count() > 1:
+            # Around the whole task, not the net as timm's prepare_distributed has it: losses of features call its
+            # parts. Told to look for unused parameters, DDP keeps its buckets, so that a resumed run sums as before.
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of depthwise's gradients; they are copied
+            self.run = DistributedDataParallel(self.task, find_unused_parameters=True)
         steps, parts = settings.steps, settings.evaluations
         self.due = {math.ceil(steps * part / parts) for part in range(1, parts + 1)}
         self.progress = Progress()
         self._ratios: dict[str, float] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def fit(self, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+    def fit(self, checkpoint: Path, live: Path | None = None) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train to the end of the schedule, from the checkpoint if there is one.
 
         Args:
             checkpoint: a file; it is written every `checkpoint_steps` steps.
+            live: a folder for the curves of an unfinished training; None for none.
 
         Returns:
             The averaged weights (their exponential moving average) and the history, a row an evaluation.
 
         Raises:
             TrainingError: the loss is not finite.
+            files.DiskFullError: there is no room for a checkpoint; the one before is kept.
         """
         self._restore(checkpoint)
         self.task.train()
-        steps, progress = self.settings.steps, self.progress
-        bar = tqdm(total=steps, initial=progress.step, unit="step", desc=" ".join(map(str, self.names)), mininterval=5)
+        steps, progress, is_first = self.settings.steps, self.progress, ranks.index() == 0
+        curves = Curves(live, progress.history) if live and is_first and progress.step < steps else None
+        bar = tqdm(
+            total=steps,
+            initial=progress.step,
+            unit="step",
+            desc=" ".join(map(str, self.names)),
+            mininterval=5,
+            disable=not is_first,
+        )
         while progress.step < steps:
             self._step()
             progress.step += 1
             if progress.step in self.due:
                 self._evaluate()
                 bar.set_postfix(val_auroc=progress.history[-1]["val_auroc"])
+                if curves:
+                    curves.add(progress.history[-1])
             if progress.step % self.settings.checkpoint_steps == 0 and progress.step < steps:
-                self._save(checkpoint)
+                self.save(checkpoint)
             bar.update()
         bar.close()
         return self.averaged.module.eval(), progress.history
@@ -269,9 +321,12 @@ class Trainer:
         """One batch forward, backward, and into the averages."""
         progress, settings = self.progress, self.settings
         self.scheduler.step_update(progress.step + 1)
-        torch.manual_seed(seeds.integer("step", *self.names, progress.step))  # dropout and stochastic depth
-        rows, epochs = self._rows(progress.step)
-        numbers = (epochs % self.views.count).tolist()
+        rank = [ranks.index()] if ranks.index() else []
+        torch.manual_seed(seeds.integer("step", *self.names, progress.step, *rank))  # dropout and stochastic depth
+        batch, epochs = self._rows(progress.step)
+        size = settings.batch_size // ranks.count()
+        own = slice(ranks.index() * size, (ranks.index() + 1) * size)
+        rows, numbers = batch[own], (epochs[own] % self.views.count).tolist()
         train = self.cohort.train
         films = np.stack(
             [train.view(row, number, self.views, self.seed) for row, number in zip(rows, numbers, strict=True)]
@@ -285,18 +340,18 @@ class Trainer:
         if self.teacher is not None:
             _, features = objectives.with_features(self.teacher, images)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-            result = self.task(images, target, teacher, features)
-        output, source = result.pop("output"), result.pop("source")
-        values = {name: value.item() for name, value in result.items()}
+            result = self.run(images, target, teacher, features, progress.step + 1 in self.due)
+        output, ratios = result.pop("output"), result.pop("ratios")
+        means = ranks.total(torch.stack([value.detach() for value in result.values()])) / ranks.count()
+        values = dict(zip(result, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            shown = ", ".join(train.rows["image"].iloc[rows[:4]])
+            shown = ", ".join(train.rows["image"].iloc[batch[:4]])
             raise TrainingError(
                 f"the loss is {values['loss']} at step {progress.step} ({' '.join(map(str, self.names))}), batch of "
                 f"{shown}, ...; terms {values}; largest logit {output.abs().max().item():.3g}: lower lr or clip_norm"
             )
+        self._ratios = ratios
         self.optimizer.zero_grad()
-        if progress.step + 1 in self.due:
-            self._ratios = gradient_ratios(result, source)
         result["loss"].backward()
         trained = [*self.task.get_clip_parameters(), *self.adapter.parameters()]
         torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
@@ -321,31 +376,39 @@ class Trainer:
         """Add a row to the history: means of the terms since the last one, their pull now, and validation AUROC."""
         progress = self.progress
         since = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
+        if ranks.count() > 1:
+            distribute_bn(self.averaged.module, ranks.count(), reduce=False)  # type: ignore[no-untyped-call]
         auroc = val_auroc(self.averaged.module.eval(), self.cohort.val, 4 * self.settings.batch_size, self.device)
-        row = {"step": progress.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        row = {"step": progress.step, "lr": max(group["lr"] for group in self.optimizer.param_groups)}
         row |= {name: total / since for name, total in progress.sums.items()}
         progress.history.append(row | self._ratios | {"val_auroc": auroc})
         progress.sums = {}
 
-    def _save(self, path: Path) -> None:
-        """Write the whole state to a temporary name, then rename: a kill never leaves half a checkpoint."""
+    def save(self, path: Path) -> None:
+        """Write the whole state; a kill or a full disk leaves the checkpoint before.
+
+        Raises:
+            files.DiskFullError: there is no room for it.
+        """
+        if ranks.index() > 0:
+            return
         state = {
-            "model": self.task.trainable_module.state_dict(),
+            "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
-        temporary = files.temporary_name(path)
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with files.whole(path) as made, made.open("wb") as file:
+            torch.save(state, file)
 
     def _restore(self, path: Path) -> None:
-        """Go on from a checkpoint if there is one."""
-        if not path.exists():
+        """Go on from a checkpoint if there is one; other ranks take rank 0's, since they may not see its disk."""
+        is_there = path.exists() and ranks.index() == 0
+        state = ranks.of_first(torch.load(path, map_location="cpu", weights_only=True) if is_there else None)
+        if state is None:
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.task.trainable_module.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -357,6 +420,27 @@ def build_adapter(adapter: Adapter, student: Any, teacher: Any, seed: int) -> nn
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return adapter(student.num_features, teacher.num_features)
+
+
+class Curves:
+    """The history of an unfinished training as DVCLive writes it, for `dvc plots show` and editors.
+
+    Args:
+        folder: what an earlier try left there is replaced by the history that it goes on from.
+        history: of that checkpoint.
+    """
+
+    def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
+        self.live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+        for row in history:
+            self.add(row)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add a row of the history; what is undefined is no point of a curve."""
+        self.live.step = int(row["step"])
+        for name, value in row.items():
+            if name != "step" and math.isfinite(value):
+                self.live.log_metric(name, value)
 
 
 def start_at_prevalence(model: nn.Module, targets: np.ndarray) -> None:
@@ -390,6 +474,41 @@ def require_bf16(wanted: bool, device: torch.device) -> None:
         )
 
 
+def prepare(
+    cohort: Cohort,
+    architecture: str,
+    start: Any,
+    terms: Terms,
+    settings: Any,
+    views: Any,
+    seed: int,
+    names: tuple[str | int, ...],
+    threads: int,
+    soft: np.ndarray | None,
+    teacher: nn.Module | None,
+    adapter: Adapter | None,
+    member: int | None,
+) -> Trainer:
+    """A run that is ready to start (arguments as of `train`)."""
+    device = models.fix(threads)
+    require_bf16(settings.bf16, device)
+    size_px = cohort.about["size_px"]
+    first = seeds.integer("init", seed, *names)
+    model = models.build_model(architecture, len(cohort.findings), size_px, start, first, member)
+    start_at_prevalence(model, cohort.train.targets)
+    depthwise.speed_up(model)
+    if ranks.count() > 1 and device.type == "cuda":  # CPUs have none
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher, adapter)
+
+
+def _to_the_end(checkpoint: Path, live: Path | None, *given: Any) -> None:
+    """What a rank does that `train` started: rank 0 leaves the end's state as the checkpoint."""
+    trainer = prepare(*given)
+    trainer.fit(checkpoint, live)
+    trainer.save(checkpoint)
+
+
 def train(
     cohort: Cohort,
     architecture: str,
@@ -406,20 +525,34 @@ def train(
     adapter: Adapter | None = None,
     member: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
-    """Build a model and train it on a cohort (arguments as of `build_model` and `Trainer`).
+    """Build a model and train it on a cohort (arguments as of `build_model`, `Trainer` and its `fit`).
+
+    Under `torchrun` this process is a rank already, and all but rank 0 end here; else it starts `processes` of them.
 
     Returns:
         The averaged weights, what `load_model` needs to know, and the history.
+
+    Raises:
+        TrainingError: the loss is not finite, or a rank failed.
     """
-    device = models.fix(threads)
-    require_bf16(settings.bf16, device)
-    size_px = cohort.about["size_px"]
-    first = seeds.integer("init", seed, *names)
-    model = models.build_model(architecture, len(cohort.findings), size_px, start, first, member)
-    start_at_prevalence(model, cohort.train.targets)
-    depthwise.speed_up(model)
-    trainer = Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher, adapter)
-    averaged, history = trainer.fit(checkpoint)
+    given = (cohort, architecture, start, terms, settings, views, seed, names, threads, soft, teacher, adapter, member)
+    live = checkpoints.live(checkpoint)
+    if ranks.are_there():
+        with ranks.joined():
+            averaged, history = prepare(*given).fit(checkpoint, live)
+            if ranks.index() > 0:
+                sys.exit()
+    else:
+        if settings.processes > 1:
+            try:
+                ranks.launch(_to_the_end, settings.processes, checkpoint, live, *given)
+            except ranks.RankError as error:
+                raise TrainingError(f"{error} (a checkpoint, if there is one, is kept: run again to go on)") from error
+        averaged, history = prepare(*given).fit(checkpoint, live)
+    if live:
+        # of a tree's inner folders the guard sees no path
+        for folder in (live / "plots/metrics", live / "plots", live):
+            files.remove(folder)
     return averaged, about(cohort, architecture), history
 
 

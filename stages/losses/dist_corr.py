@@ -8,7 +8,7 @@ Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, ar
 the softmax; findings do not exclude each other, and a softmax would make one finding's r depend on the others' logits,
 hence the sigmoid. Correlations run over all elements, annotated or not. Both terms are 0 when student equals teacher
 (and when its probabilities are any rising linear function of the teacher's). Where one side does not vary, r counts
-as 0.
+as 0. Of several ranks each correlates its own films.
 
 In params.yaml:
 

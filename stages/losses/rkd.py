@@ -8,7 +8,7 @@ e is the embedding, what the classifier reads; H is Huber's loss (x^2 / 2 up to 
 `sigmoid_kd`. Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. As in the authors' code the
 means run over all i, j, k, the trivial ones included. Student and teacher need not have embeddings of one width. Both
 terms are 0 when student equals teacher, and when its embedding is the teacher's moved, turned, mirrored or scaled.
-Memory grows with batch^2 * width and batch^3.
+Memory grows with batch^2 * width and batch^3. Of several ranks each compares its own films.
 
 In params.yaml:
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, masked_mean, softened
+from stages.core.objectives import Signals, softened
 
 NEEDS = "features"
 
@@ -48,7 +48,7 @@ def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
     apart = embedding[None] - embedding[:, None]  # (i, j, width): from film i to film j
     lengths = torch.linalg.vector_norm(apart, dim=2)
     units = apart / (lengths + (lengths == 0))[..., None]
-    mean = masked_mean(lengths, lengths > 0)
+    mean = lengths.sum() / (lengths > 0).sum().clamp(min=1)  # of this rank's films, as all here
     return lengths / (mean + (mean == 0)), torch.bmm(units, units.transpose(1, 2))
 
 
