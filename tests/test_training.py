@@ -183,7 +183,7 @@ def test_soft_labels_that_are_not_finite_in_fp16_are_not_written(
     logits = np.zeros((views.count, 28, 2), np.float32)
     logits[1, 3, 0] = value
     with pytest.raises(soft_labels.SoftLabelError, match=f"finite in fp16, got 1 of {logits.size}"):
-        soft_labels.write(logits, cohort, views, 17, tmp_path / "soft")
+        soft_labels.write(logits, cohort, views, 17, tmp_path / "soft", tmp_path)
     assert not (tmp_path / "soft").exists()
 
 

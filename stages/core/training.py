@@ -254,7 +254,7 @@ class Trainer:
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
             fused=True,
         )
-        for group in param_groups_weight_decay(self.adapter, settings.weight_decay):
+        for group in param_groups_weight_decay(self.adapter, settings.weight_decay) if adapter else []:
             self.optimizer.add_param_group(group)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
