@@ -115,7 +115,18 @@ def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: 
 
 def test_code_below_a_declared_folder_may_be_imported(tmp_path: Path) -> None:
     folder = project(tmp_path, "from stages.losses import sigmoid_kd")
-    used = ["checkpoints", "depthwise", "images", "losses", "metrics", "models", "objectives", "ranks", "seeds", "training"]
+    used = [
+        "checkpoints",
+        "depthwise",
+        "images",
+        "losses",
+        "metrics",
+        "models",
+        "objectives",
+        "ranks",
+        "seeds",
+        "training",
+    ]
     code = "".join(f"    - stages/core/{name}.py\n" for name in used)
     (folder / "dvc.yaml").write_text(STAGE.replace("    - stages/toy.py\n", f"{code}    - stages/toy.py\n"))
     assert "toy went outside its declaration in dvc.yaml: imported stages/losses/sigmoid_kd.py" in repro(folder).stderr
