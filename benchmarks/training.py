@@ -1,7 +1,8 @@
 """Steps of training beside timm's own tasks, and what reading, soft labels and an online teacher cost.
 
 With a teacher online, it sees every batch of every epoch; with cached soft labels it sees each view of each film once,
-for all students and losses, which is not in the lines. The student is the same net in the same mode on both sides.
+for all students and losses, which is not in the lines. The student is the same net in the same mode on both sides; ours
+has its faster gradient of depthwise convolutions, theirs is as the library runs it.
 """
 
 import sys
@@ -175,7 +176,7 @@ class Torchdistill:
         kwargs |= {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
         self.case = case
         self.box = get_distillation_box(
-            case.net(TEACHER).eval(), case.student(), {},
+            case.net(TEACHER).eval(), case.net(STUDENT), {},
             {
                 "num_epochs": 1,
                 "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
@@ -210,7 +211,7 @@ def plain_timm(architecture: str, case: Case, mode: str) -> Timm:
 def online_timm(case: Case) -> Timm:
     """timm's distillation task with a teacher that sees every batch."""
     task = LogitDistillationTask(
-        case.student(), case.net(TEACHER), criterion=nn.BCEWithLogitsLoss(), task_loss_weight=ALPHA,
+        case.net(STUDENT), case.net(TEACHER), criterion=nn.BCEWithLogitsLoss(), task_loss_weight=ALPHA,
         temperature=TEMPERATURE, device=case.device, verbose=False,
     )  # fmt: skip
     return Timm(task, case, case.settings.bf16)
