@@ -473,6 +473,7 @@ def page(result: dict[str, Any], name: str) -> str:
         f"the test films were read. Chosen loss: `{result['loss']}`. Intervals: {100 * result['confidence']:g}% of "
         f"{result['replicates']} patient-bootstrap replicates of the mean over seeds, differences paired; the standard "
         "deviation over seeds behind them. The row `joint` is the mean of the data sets.", "",
+        "<!-- results -->",
         "| trained on | tested on | twin | " + " | ".join(f"{gain} {charts.MINUS} twin" for gain in gains) + " |",
         "|---|---|---:|" + "---:|" * len(gains),
     ]  # fmt: skip
@@ -485,7 +486,7 @@ def page(result: dict[str, Any], name: str) -> str:
                 shown = f"{charts.signed(less['difference'])} ({charts.between(less['low'], less['high'], True)})"
                 cells.append(shown + (f", sd {charts.number(deviation['difference'])}" if deviation else ""))
             lines.append(f"| {cohort} | {name} | {' | '.join(cells)} |")
-    lines += ["", f"Wanted of `{result['loss']}` on `{result['study']['choose_on']}`:", ""]
+    lines += ["<!-- /results -->", "", f"Wanted of `{result['loss']}` on `{result['study']['choose_on']}`:", ""]
     lines += [f"- {claim}: {'yes' if holds else '**no**'}" for claim, holds in result["verdict"].items()]
     lines += ["", "| trained on | method | validation AUROC at the end | gained in the last quarter | settings |"]
     lines += ["|---|---|---:|---:|---|"]
