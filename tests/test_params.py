@@ -60,7 +60,7 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
             "headline.teacher: must be one of the keys of teachers",
         ),
         (lambda v: v["cohorts"]["joint"]["datasets"].append("vindr"), "cohorts.joint.datasets: must be one of"),
-        (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet10t"]}), "must match"),
+        (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet18"]}), "must match"),
         (lambda v: v["also_distill"]["cohorts"].append("joint"), "joint is headline.cohort"),
         (
             lambda v: v["loss_sums"].update(paper={"paper": 1.0, "sigmoid_kd": 1.0}),
@@ -127,7 +127,7 @@ def test_a_sum_may_be_the_headline_where_there_is_one_cohort(values: Any) -> Non
 
 def test_a_table_and_an_ensemble_may_teach_with_losses_of_logits(values: Any) -> None:
     values["teachers"] |= {"precomputed": TABLE, "resnets": NET | {"pretrained": True}}
-    assert list(params.parse(values).teachers) == ["resnet10t", "precomputed", "resnets"]
+    assert list(params.parse(values).teachers) == ["resnet18", "precomputed", "resnets"]
 
 
 def test_what_only_a_plug_in_knows_is_checked_before_the_run(values: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ TEXT = "a:\n  root: ROOT\nb:\n  root: ROOT/chexpert\nc:\n  checkpoint: ROOT/t.cs
 
 
 def test_root_is_replaced_in_roots_and_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").touch()
     found = preset.with_root(TEXT, str(tmp_path))
     assert found == (
         f"a:\n  root: {tmp_path}\nb:\n  root: {tmp_path}/chexpert\nc:\n  checkpoint: {tmp_path}/t.csv # ROOT\n"
@@ -21,5 +22,7 @@ def test_a_preset_that_reads_a_users_files_needs_their_folder_and_another_takes_
         preset.with_root("checkpoint: ROOT/t.csv", None)
     with pytest.raises(ValueError, match="leave ROOT out"):
         preset.with_root("root: data/phantom", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        preset.with_root(TEXT, str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is no folder with files"):
+            preset.with_root(TEXT, str(tmp_path / name))

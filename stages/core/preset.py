@@ -32,7 +32,7 @@ def with_root(text: str, root: str | None) -> str:
 
     Raises:
         ValueError: the preset needs a root and none was given, or one was given that it does not use.
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder, or nothing in it.
     """
     needs = PLACE.search(text) is not None
     if needs and root is None:
@@ -42,8 +42,8 @@ def with_root(text: str, root: str | None) -> str:
     if not needs:
         raise ValueError("this preset reads no files of yours: leave ROOT out")
     folder = Path(root).resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"ROOT={root} is no folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise FileNotFoundError(f"ROOT={root} is no folder with files: README's table says what it must hold")
     return PLACE.sub(lambda found: f"{found[1]}{folder}", text)
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from stages.core import pages
 
 README = Path("README.md")
-SOURCES = {"phantom": Path("reports/report.md"), "nih_sample": Path("reports/nih_sample.md")}
+SOURCES = {
+    "phantom": Path("reports/report.md"),
+    "nih_sample": Path("reports/nih_sample.md"),
+    "kd_gain_drawn": Path("reports/kd_gain/drawn.md"),
+    "kd_gain_nih": Path("reports/kd_gain/nih.md"),
+}
 
 
 def filled(readme: str, sources: dict[str, str]) -> str:
