@@ -13,6 +13,7 @@ README = Path("README.md")
 SOURCES = {
     "phantom": Path("reports/report.md"),
     "nih_sample": Path("reports/nih_sample.md"),
+    "kd_gain_drawn": Path("reports/kd_gain/drawn.md"),
 }
 
 
