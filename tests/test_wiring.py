@@ -71,7 +71,7 @@ def with_sum(folder: Path) -> Path:
 def test_the_same_holds_for_a_weighted_sum_of_losses(tmp_path: Path) -> None:
     folder = with_sum(checkout(tmp_path))
     cells = {name for name in declared(folder) if "mix" in name}
-    assert cells == {f"{stage}@joint-eeea_net_c2-resnet10t-mix-0" for stage in ("distill_sum", "predict_sum")}
+    assert cells == {f"{stage}@joint-eeea_net_c2-resnet18-mix-0" for stage in ("distill_sum", "predict_sum")}
     assert differences(folder) == []
 
 
