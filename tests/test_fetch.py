@@ -92,9 +92,9 @@ class Handler(BaseHTTPRequestHandler):
         if not is_lengthless:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.server.sent += len(body[:send])  # before the write: the client may be done before the next line runs
         self.wfile.write(body[:send])
         self.wfile.flush()
-        self.server.sent += len(body[:send])
         self.close_connection = True
 
 
