@@ -42,7 +42,7 @@ def read(name: str, plugin: ModuleType, max_mb: int) -> dict[str, pd.DataFrame]:
 def choices(name: str, settings: Any) -> harmonize.Choices:
     """The default's, with a split that needs no list."""
     own = settings.datasets[name]
-    return harmonize.Choices(BY_HASH[name], own.val_fraction, own.test_fraction, ["PA", "AP"], 1.0)
+    return harmonize.Choices(BY_HASH[name], own.val_fraction, own.test_fraction, ["PA", "AP"], 1.0, films=None)
 
 
 def ours(settings: Any) -> None:
