@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,7 +69,7 @@ def ours() -> None:
 
 def bare(path: Path) -> None:
     """What OpenCV needs for one film."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    image: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     cv2.resize(image, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
 
 
@@ -99,8 +100,8 @@ def run() -> list[measure.Line]:
     few, many = (measure.printed("benchmarks.ingest", str(count))[0] for count in (FEW, MANY))
     about = f"1024 x 1024 PNGs of {size:.0f} kB to {SIZE_PX} px"
     return [
-        measure.compare(f"ingest {about}, {THREADS} threads; bare OpenCV", *beside, "films", BESIDE_OPENCV, 0.85, True),
-        measure.compare(f"ingest {about}, 1 thread; torchxrayvision's reading", *alone, "films", BESIDE_TXRV, 4, True),
+        measure.compare(f"ingest {about}, {THREADS} threads; bare OpenCV", beside, "films", BESIDE_OPENCV, 0.85, True),
+        measure.compare(f"ingest {about}, 1 thread; torchxrayvision's reading", alone, "films", BESIDE_TXRV, 4, True),
         measure.Line(f"peak memory of ingest, {MANY:,} films to {FEW:,}", f"{many:.0f} MB", f"{few:.0f} MB", many / few,
                      limit=1.1),
     ]  # fmt: skip

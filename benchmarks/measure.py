@@ -75,9 +75,20 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def compare(what: str, ours: Sequence[float], theirs: Sequence[float], unit: str, work: float,
-            limit: float | None, is_rate: bool) -> Line:  # fmt: skip
-    """A line of paired seconds: as rates (`work` units a second; more is better) or as durations (less is better)."""
+def compare(
+    what: str, timed: Sequence[Sequence[float]], unit: str, work: float, limit: float | None, is_rate: bool
+) -> Line:
+    """A line of paired seconds: as rates (`work` units a second; more is better) or as durations (less is better).
+
+    Args:
+        what: as of `Line`.
+        timed: our seconds and theirs, as many.
+        unit: of work, or s.
+        work: units that were done in each.
+        limit: as of `Line`.
+        is_rate: whether rates are compared.
+    """
+    ours, theirs = timed
     ratios = [(b / a if is_rate else a / b) for a, b in zip(ours, theirs, strict=True)]
 
     def shown(values: Sequence[float]) -> str:

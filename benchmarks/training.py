@@ -223,8 +223,8 @@ def fastest(architecture: str, case: Case) -> tuple[str, list[measure.Line]]:
     first, *others = measure.in_turn(*works, count=MODE_ROUNDS)
     images = MODE_STEPS * case.settings.batch_size
     lines = [
-        measure.compare(f"timm's step of {architecture} at {case}: {mode} to {MODES[0]}", timed, first, "films", images,
-                        None, True)
+        measure.compare(f"timm's step of {architecture} at {case}: {mode} to {MODES[0]}", [timed, first], "films",
+                        images, None, True)
         for mode, timed in zip(MODES[1:], others, strict=True)
     ]  # fmt: skip
     chosen = min(zip(MODES, [first, *others], strict=True), key=lambda timed: median(timed[1]))
@@ -246,8 +246,8 @@ def beside_timm(folder: Path, case: Case, views: Any, threads: int) -> list[meas
     return [
         *modes,
         measure.compare(f"step of {about}, with reading and views, to timm's task without, {mode} (its fastest)",
-                        *beside, "films", STEPS * case.settings.batch_size, 0.98, True),
-        measure.compare("step with cached soft labels to a plain one", *with_soft, "s", STEPS, 1.1, False),
+                        beside, "films", STEPS * case.settings.batch_size, 0.98, True),
+        measure.compare("step with cached soft labels to a plain one", with_soft, "s", STEPS, 1.1, False),
         measure.Line("reading a batch from shards, to a step", f"{1e3 * reading:.3g} ms", f"{1e3 * step:.3g} ms",
                      reading / step, limit=0.03),
         measure.Line("reading and the augmented views, to a step", f"{1e3 * viewing:.3g} ms", f"{1e3 * step:.3g} ms",
@@ -258,11 +258,13 @@ def beside_timm(folder: Path, case: Case, views: Any, threads: int) -> list[meas
 def beside_online(folder: Path, case: Case, views: Any, limit: float | None) -> list[measure.Line]:
     """Films a second from cached soft labels, beside those with a teacher online: the ratio of their epochs."""
     drawn = cohort(folder, max(case.settings.batch_size, FEW // 10), case.size_px)
-    works = [Ours(case.student(), drawn, case, views, is_distilled=True), online_timm(case), Torchdistill(case)]
+    works: list[Ours | Timm | Torchdistill] = [
+        Ours(case.student(), drawn, case, views, is_distilled=True), online_timm(case), Torchdistill(case)
+    ]  # fmt: skip
     cached, *online = measure.in_turn(*(partial(work.steps, 1) for work in works), count=ONLINE_ROUNDS)
     return [
         measure.compare(f"epoch of distillation at {case}, from cached soft labels; {name} with {TEACHER} online",
-                        cached, timed, "films", case.settings.batch_size, limit, True)
+                        [cached, timed], "films", case.settings.batch_size, limit, True)
         for name, timed in zip(("timm's task", "torchdistill"), online, strict=True)
     ]  # fmt: skip
 

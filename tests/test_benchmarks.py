@@ -31,8 +31,8 @@ def test_works_are_called_in_turn_and_backwards_in_every_other_round() -> None:
 
 
 def test_a_rate_is_ours_to_theirs_and_a_duration_too() -> None:
-    rate = measure.compare("", [2.0, 2.0], [1.0, 1.0], "films", 10, 0.85, True)
-    duration = measure.compare("", [2.0, 2.0], [1.0, 1.0], "s", 1, 2.5, False)
+    rate = measure.compare("", [[2.0, 2.0], [1.0, 1.0]], "films", 10, 0.85, True)
+    duration = measure.compare("", [[2.0, 2.0], [1.0, 1.0]], "s", 1, 2.5, False)
     assert (rate.ratio, rate.ours, rate.is_met) == (0.5, "5 films/s", False)
     assert (duration.ratio, duration.ours, duration.is_met) == (2.0, "2 s", True)
     assert rate.row().endswith("| 0.5 (0.5 to 0.5) | at least 0.85 | **no** |")

@@ -346,7 +346,8 @@ def read_test(
 
 def mean_of(areas: np.ndarray) -> np.ndarray:
     """The mean over the findings whose estimate is defined, (1 + replicate,)."""
-    return areas[:, ~np.isnan(areas[0])].mean(axis=1)
+    means: np.ndarray = areas[:, ~np.isnan(areas[0])].mean(axis=1)
+    return means
 
 
 def compare(tested: dict[str, np.ndarray], confidence: float) -> dict[str, Any]:
@@ -375,9 +376,9 @@ def judge(tests: dict[str, Any], loss: str) -> dict[str, bool]:
     gains = {name: of_test[loss]["minus_twin"] for name, of_test in tests.items()}
     above = {name: gain["low"] is not None and gain["low"] > 0 for name, gain in gains.items()}
     datasets = [name for name in gains if name != "joint"]
-    wanted = min(WINS, len(datasets))
+    wanted, won = min(WINS, len(datasets)), sum(above[name] for name in datasets)
     found = {
-        f"interval above 0 on at least {wanted} of {len(datasets)} data sets": sum(map(above.get, datasets)) >= wanted,
+        f"interval above 0 on at least {wanted} of {len(datasets)} data sets": won >= wanted,
         "all differences positive": all(gain["difference"] > 0 for gain in gains.values()),
     }
     return found | ({"interval above 0 on joint": above["joint"]} if "joint" in above else {})
