@@ -1,10 +1,12 @@
 """Steps of training beside timm's own tasks, and what reading, soft labels and an online teacher cost.
 
 With a teacher online, it sees every batch of every epoch; with cached soft labels it sees each view of each film once,
-for all students and losses, which is not in the lines. The student is the same net in the same mode on both sides; ours
-has its faster gradient of depthwise convolutions, theirs is as the library runs it.
+for all students and losses, which is not in the lines. The student is the same net on both sides; ours has its faster
+convolutions, theirs is as the library runs it. torch.compile is measured where there is g++; the minutes that it takes
+before the first step are in no line.
 """
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from torchdistill.core.distillation import get_distillation_box
 
 from benchmarks import measure
 from stages import profile
-from stages.core import depthwise, models, objectives, params, training
+from stages.core import convolutions, models, objectives, params, training
 from stages.core.images import Images
 from stages.losses import sigmoid_kd
 
@@ -37,8 +39,7 @@ PAPER_PX, PAPER_BATCH = 224, 8  # the paper's size; a small batch, since a step 
 STEPS = 4  # that are timed together
 TIMM_PAIRS, ONLINE_ROUNDS = 7, 3
 ALPHA, TEMPERATURE = 0.3, 2.0
-# bf16 in channels-last; torch.compile is not tried: inductor took over 10 minutes for the student on two cores
-MODES = ("contiguous", "channels-last", "bf16")
+MODES = ("contiguous", "channels-last", "bf16", "compile")  # the last two in channels-last
 MODE_STEPS, MODE_ROUNDS = 1, 3  # bf16 takes some ten times as long where the processor has no instructions for it
 GPU_BATCH, GPU_ROUNDS, PEAK_SIDE = 128, 20, 8192
 
@@ -66,9 +67,9 @@ class Case:
         return models.build_model(architecture, OUTPUTS, self.size_px).to(self.device).train()
 
     def student(self) -> nn.Module:
-        """The student with the faster gradient that all of ours have."""
+        """The student with the faster convolutions that all of ours have."""
         student = self.net(STUDENT)
-        depthwise.speed_up(student)
+        convolutions.speed_up(student)
         return student
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,8 @@ class Ours:
             soft = np.zeros((views.count, len(drawn.train.rows), OUTPUTS), np.float16)
             terms = partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=ALPHA, temperature=TEMPERATURE))
         self.case = case
-        self.trainer = training.Trainer(net, drawn, terms, case.settings, views, 0, ("bench",), case.device, soft)
+        recipe = training.Recipe(drawn, terms, case.settings, views, 0, ("bench",), soft)
+        self.trainer = training.Trainer(net, recipe, case.device)
         self.trainer.task.train()
 
     def steps(self, count: int = STEPS) -> None:
@@ -203,6 +205,8 @@ def plain_timm(architecture: str, case: Case, mode: str) -> Timm:
     order = torch.contiguous_format if mode == "contiguous" else torch.channels_last
     net = case.net(architecture).to(memory_format=order)
     task = MultiLabelClassificationTask(net, criterion=nn.BCEWithLogitsLoss(), device=case.device, verbose=False)
+    if mode == "compile":
+        task.compile()
     made = Timm(task, case, is_bf16=mode == "bf16")
     made.films = made.films.contiguous(memory_format=order)
     return made
@@ -219,15 +223,16 @@ def online_timm(case: Case) -> Timm:
 
 def fastest(architecture: str, case: Case) -> tuple[str, list[measure.Line]]:
     """The mode in which timm's task steps fastest on a net, and a line for each mode beside the first."""
-    works = [partial(plain_timm(architecture, case, mode).steps, MODE_STEPS) for mode in MODES]
+    modes = [mode for mode in MODES if mode != "compile" or shutil.which("g++")]
+    works = [partial(plain_timm(architecture, case, mode).steps, MODE_STEPS) for mode in modes]
     first, *others = measure.in_turn(*works, count=MODE_ROUNDS)
     images = MODE_STEPS * case.settings.batch_size
     lines = [
         measure.compare(f"timm's step of {architecture} at {case}: {mode} to {MODES[0]}", [timed, first], "films",
                         images, None, True)
-        for mode, timed in zip(MODES[1:], others, strict=True)
+        for mode, timed in zip(modes[1:], others, strict=True)
     ]  # fmt: skip
-    chosen = min(zip(MODES, [first, *others], strict=True), key=lambda timed: median(timed[1]))
+    chosen = min(zip(modes, [first, *others], strict=True), key=lambda timed: median(timed[1]))
     return chosen[0], lines
 
 

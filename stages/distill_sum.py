@@ -32,11 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     loss = losses.weighted_sum(parts, weights)
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
+    recipe = training.Recipe(cohort, loss.terms, settings, views, seed, names, soft, teacher, loss.adapter)
     with checkpoints.folder("-".join(["distilled", args.teacher, args.sum, *map(str, names)])) as kept:
-        model, about, history = training.train(
-            cohort, args.student, start, loss.terms, settings, views, seed, names, threads, kept / "last.pt", soft,
-            teacher, adapter=loss.adapter,
-        )  # fmt: skip
+        model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(
             f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.sum}/{args.seed}"
         ) as made:

@@ -21,10 +21,9 @@ def main(argv: list[str] | None = None) -> None:
     cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.student)
     names = ("student", args.cohort, args.student, args.seed)
+    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
     with checkpoints.folder(f"twin-{args.cohort}-{args.student}-{args.seed}") as kept:
-        model, about, history = training.train(
-            cohort, args.student, start, objectives.undistilled, settings, views, seed, names, threads, kept / "last.pt"
-        )
+        model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(f"data/models/twin/{args.cohort}/{args.student}/{args.seed}") as made:
             models.write(model, about, made)
         with files.output(f"reports/curves/twin/{args.cohort}/{args.student}/{args.seed}.csv") as made:

@@ -47,9 +47,8 @@ def train_net(cohort: training.Cohort, name: str, start: Any, given: tuple[Any, 
     """A net (arguments as of `TEACHERS`)."""
     settings, views, seed, threads = given
     names = ("teacher", cohort.about["cohort"], name)
-    model, _, history = training.train(
-        cohort, name, start, objectives.undistilled, settings, views, seed, names, threads, kept / "last.pt"
-    )
+    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    model, _, history = training.train(recipe, name, start, threads, kept / "last.pt")
     return lambda about, folder: models.write(model, about, folder), history
 
 
@@ -61,10 +60,8 @@ def train_ensemble(cohort: training.Cohort, name: str, start: Any, given: tuple[
     logits, temperatures = [], []
     for member, _ in enumerate(plugins.constants("models", name)["MEMBERS"]):
         names = ("teacher", cohort.about["cohort"], name, member)
-        net, _, rows = training.train(
-            cohort, name, start, objectives.undistilled, settings, views, seed, names, threads, kept / f"{member}.pt",
-            member=member,
-        )  # fmt: skip
+        recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+        net, _, rows = training.train(recipe, name, start, threads, kept / f"{member}.pt", member)
         films = models.in_batches(cohort.val.films, 4 * settings.batch_size)
         logits.append(models.logits(net, films, next(net.parameters()).device))
         temperatures.append(fit_temperature(logits[-1], cohort.val.targets))

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import owners
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.kd_gain import study
-from stages.core import files, params, soft_labels, training
+from stages.core import checkpoints, files, params, soft_labels, training
 
 DATASETS = ("chestxray14", "chexpert", "padchest")
 FINDINGS = ["Effusion", "Pneumothorax"]
@@ -104,6 +105,22 @@ def commit() -> None:
     git("commit", "-qm", "Choice")
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_training_that_another_process_is_making_is_refused() -> None:
+    given = study.setup(FILE)
+    task = (given, "joint", study.TWIN, {"lr": 0.1}, 0)
+    name = study.train(*task).name
+    files.remove(study.KEPT / name)
+    with (
+        filelock.FileLock(Path(f".ckpt/locks/kd_gain-{name}.lock")),
+        pytest.raises(checkpoints.BusyError, match=f"still making kd_gain-{name}"),
+    ):
+        study.train(*task)
+    assert not list(study.KEPT.iterdir())
+    assert study.train(*task).exists()
+    assert [path.name for path in study.KEPT.iterdir()] == [name]
+
+
 def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +128,7 @@ def test_the_choice_is_committed_before_test_is_read_and_nothing_is_trained_twic
     train, read_test = training.train, study.read_test
 
     def counted(*arguments: Any) -> Any:
-        calls.append(arguments[9])
+        calls.append(arguments[4])
         return train(*arguments)
 
     def refused(*_: Any) -> Any:

@@ -42,9 +42,8 @@ def fit_frozen(cohort: training.Cohort, checkpoint: Path) -> None:
     kd = single.distilled("cam_transfer", VIEWS) | {"teacher": models.build_model("resnet10t", 2, 64, seed=5)}
     settings = single.settings(batch_size=4, steps=7, lr=0.02)
     model = frozen(models.build_model("resnet10t", 2, 64, seed=1))
-    run = training.Trainer(
-        model, cohort, kd["terms"], settings, VIEWS, 17, single.NAMES, single.CPU, kd["soft"], kd["teacher"]
-    )
+    recipe = training.Recipe(cohort, kd["terms"], settings, VIEWS, 17, single.NAMES, kd["soft"], kd["teacher"])
+    run = training.Trainer(model, recipe, single.CPU)
     run.fit(checkpoint)
     run.save(checkpoint)
 
@@ -76,7 +75,8 @@ def train(folder: Path, cohort: training.Cohort, terms: training.Terms, **change
     folder.mkdir(exist_ok=True)
     settings = single.settings(**({"processes": 2} | changes))
     start = params.parse(params.read(single.ROOT / "params.yaml")).students["eeea_net_c2"]
-    return training.train(cohort, "eeea_net_c2", start, terms, settings, VIEWS, 17, single.NAMES, 1, folder / "last.pt")
+    recipe = training.Recipe(cohort, terms, settings, VIEWS, 17, single.NAMES)
+    return training.train(recipe, "eeea_net_c2", start, 1, folder / "last.pt")
 
 
 def at_step(number: int, rank: int, act: Callable[[Tensor], Tensor], given: objectives.Signals) -> dict[str, Tensor]:

@@ -169,8 +169,8 @@ def test_the_stage_trains_each_member_as_if_alone_and_fits_its_temperature(proje
     for member, net in enumerate(ensemble.nets):  # type: ignore[arg-type]
         names = ("teacher", "tiny", "resnets", member)
         start, schedule = values.teachers["resnets"], values.train.teacher
-        alone, _, _ = training.train(given, "resnets", start, objectives.undistilled, schedule, values.views,
-                                     values.seed, names, 1, project / f"{member}.pt", member=member)  # fmt: skip
+        recipe = training.Recipe(given, objectives.undistilled, schedule, values.views, values.seed, names)
+        alone, _, _ = training.train(recipe, "resnets", start, 1, project / f"{member}.pt", member)
         assert weights(alone) == weights(net)
         scores.append(models.logits(alone, models.in_batches(given.val.films, 32), CPU))
         fitted = train_teacher.fit_temperature(scores[-1], given.val.targets)
@@ -236,9 +236,8 @@ def test_each_teacher_of_the_paper_takes_a_step_and_gives_its_own_logits_when_lo
     given = drawn(tmp_path / "cohort", size_px)
     schedule = settings(steps=1, batch_size=4, lr=0.1).model_copy(update={"evaluations": 1})
     names = ("teacher", "tiny", name)
-    model, about, history = training.train(
-        given, name, None, objectives.undistilled, schedule, views, 17, names, 1, tmp_path / "none.pt"
-    )
+    recipe = training.Recipe(given, objectives.undistilled, schedule, views, 17, names)
+    model, about, history = training.train(recipe, name, None, 1, tmp_path / "none.pt")
     assert np.isfinite(history[-1]["loss"])
     fresh = models.build_model(name, 2, size_px, None, seeds.integer("init", 17, *names))
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True)]

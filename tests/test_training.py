@@ -75,7 +75,8 @@ def trainer(
     models.fix(threads=1)
     model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
     chosen = terms or objectives.undistilled
-    return training.Trainer(model, cohort, chosen, settings(**changes), views, 17, NAMES, CPU, soft, teacher, adapter)
+    recipe = training.Recipe(cohort, chosen, settings(**changes), views, 17, NAMES, soft, teacher, adapter)
+    return training.Trainer(model, recipe, CPU)
 
 
 def distilled(name: str, views: Any, **changes: Any) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def test_an_adapter_is_seeded_by_the_run_and_learns_under_its_clipping(views: An
     assert torch.equal(torch.get_rng_state(), state)
     start = weights(first.adapter)
     assert start == weights(second.adapter)
-    other = training.build_adapter(kd["adapter"], first.task.trainable_module, kd["teacher"], seed=1)
+    other = training.build_adapter(dataclasses.replace(first.recipe, seed=1), first.task.trainable_module)
     assert weights(other) != start
     first._step()
     assert weights(first.adapter) != start
@@ -306,7 +307,8 @@ def test_layer_decay_slows_the_early_layers_and_1_is_off(cohort: Any, views: Any
     models.fix(threads=1)
     model = models.build_model(architecture, 2, 32, seed=1)
     chosen = settings(layer_decay=0.5, warmup=0.5)
-    run = training.Trainer(model, cohort, objectives.undistilled, chosen, views, 17, NAMES, CPU)
+    recipe = training.Recipe(cohort, objectives.undistilled, chosen, views, 17, NAMES)
+    run = training.Trainer(model, recipe, CPU)
     run.scheduler.step_update(3)
     rate = {id(value): group["lr"] for group in run.optimizer.param_groups for value in group["params"]}
     rates = [rate[id(value)] for value in model.parameters()]
@@ -314,7 +316,7 @@ def test_layer_decay_slows_the_early_layers_and_1_is_off(cohort: Any, views: Any
     assert classifier == [max(rates)] * 2
     assert rates[0] == min(rates) < 0.1 * max(rates)
     assert max(rates) == pytest.approx(chosen.lr * 3 / 6)
-    off = training.Trainer(model, cohort, objectives.undistilled, settings(), views, 17, NAMES, CPU)
+    off = training.Trainer(model, dataclasses.replace(recipe, settings=settings()), CPU)
     assert len(off.optimizer.param_groups) == 2  # with and without weight decay
     assert not any("lr_scale" in group for group in off.optimizer.param_groups)
 
@@ -420,7 +422,7 @@ def test_a_loss_of_features_logs_the_pull_of_each_term_and_leaves_the_teacher_al
 def test_a_step_shows_the_teacher_the_very_input_of_the_student_in_eval_mode(cohort: Any, views: Any) -> None:
     run = trainer(cohort, views, **distilled("rkd", views))
     seen: list[tuple[Tensor, bool]] = []
-    for model in (run.teacher, run.task.trainable_module):
+    for model in (run.recipe.teacher, run.task.trainable_module):
         original = model.forward_features
         model.forward_features = lambda images, model=model, original=original: (
             seen.append((images, model.training)) or original(images)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.kd_gain import study
+from stages.core import checkpoints
 
 STUDIES = Path(__file__).parent
 
@@ -16,5 +17,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     try:
         study.run(STUDIES / f"{args.study}.yaml", args.into, args.lanes)
-    except study.StudyError as error:
+    except (study.StudyError, checkpoints.BusyError, FileNotFoundError) as error:
         sys.exit(str(error))

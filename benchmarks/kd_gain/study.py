@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +23,24 @@ from pydantic import model_validator
 from ruamel.yaml import YAML
 
 from stages import evaluate, predict, report, soft_label
-from stages.core import charts, files, findings, metrics, models, objectives, params, plugins, soft_labels, training
+from stages.core import (
+    charts,
+    checkpoints,
+    files,
+    findings,
+    metrics,
+    models,
+    objectives,
+    params,
+    plugins,
+    soft_labels,
+    training,
+)
 
 TWIN = "twin"
 KEPT = Path("data/kd_gain")
 STAGES = Path(training.__file__).parent.parent
-CODE = ("core/depthwise.py", "core/images.py", "core/metrics.py", "core/models.py", "core/objectives.py",
+CODE = ("core/convolutions.py", "core/images.py", "core/metrics.py", "core/models.py", "core/objectives.py",
         "core/ranks.py", "core/seeds.py", "core/training.py")  # fmt: skip
 WINS = 2  # data sets on which the whole interval is wanted above 0
 
@@ -102,6 +116,20 @@ def place_of(facts: dict[str, Any]) -> Path:
     return KEPT / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """The checkpoint of what will be this folder, open to one process at a time and dropped when the block ends well.
+
+    Raises:
+        checkpoints.BusyError: another process makes it.
+    """
+    KEPT.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder.with_suffix(".pt")
+    with checkpoints.only_writer(f"kd_gain-{folder.name}"):
+        yield checkpoint
+        files.remove(checkpoint)
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """Path -> SHA-256, of the files in a folder."""
     return {path.as_posix(): files.sha256(path) for path in sorted(folder.iterdir())}
@@ -144,24 +172,22 @@ def teach(cohort_name: str, teacher: dict[str, Any], views: Any, seed: int, thre
     folder = place_of(facts)
     if folder.exists():
         return folder
-    KEPT.mkdir(parents=True, exist_ok=True)
-    cohort, checkpoint = training.load_cohort(source), folder.with_suffix(".pt")
+    cohort = training.load_cohort(source)
     start = params.Architecture(pretrained=False, checkpoint=None, checkpoint_sha256=None)
-    model, about, history = training.train(
-        cohort, architecture, start, objectives.undistilled, settings, views, seed,
-        ("teacher", cohort_name, architecture), threads, checkpoint,
-    )  # fmt: skip
-    device = models.fix(threads)
-    logits = np.stack([
-        models.logits(model.to(device), soft_label.films_of_view(cohort.train, number, views, seed), device)
-        for number in range(views.count)
-    ])  # fmt: skip
-    with files.output(folder.as_posix()) as made:
-        models.write(model, about, made / "model")
-        soft_labels.write(logits, cohort, views, seed, made / "soft", made / "model")
-        training.write_history(history, made / "curve.csv")
-        files.write_json(facts, made / "facts.json")
-    files.remove(checkpoint)
+    names = ("teacher", cohort_name, architecture)
+    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    with unfinished(folder) as checkpoint:
+        model, about, history = training.train(recipe, architecture, start, threads, checkpoint)
+        device = models.fix(threads)
+        logits = np.stack([
+            models.logits(model.to(device), soft_label.films_of_view(cohort.train, number, views, seed), device)
+            for number in range(views.count)
+        ])  # fmt: skip
+        with files.output(folder.as_posix()) as made:
+            models.write(model, about, made / "model")
+            soft_labels.write(logits, cohort, views, seed, made / "soft", made / "model")
+            training.write_history(history, made / "curve.csv")
+            files.write_json(facts, made / "facts.json")
     return folder
 
 
@@ -210,24 +236,20 @@ def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], se
         "code": code_of(f"models/{given.architecture}.py", *([] if method == TWIN else [f"losses/{method}.py"])),
     }  # fmt: skip
     folder = place_of(facts)
-    checkpoint = folder.with_suffix(".pt")
     if folder.exists():
         return folder
-    KEPT.mkdir(parents=True, exist_ok=True)
     cohort = training.load_cohort(files.input(f"data/cohorts/{cohort_name}"))
     soft = None
     if method != TWIN:
         soft = soft_labels.read(given.soft[cohort_name], cohort, given.views, given.seed)
     names = ("student", cohort_name, given.architecture, seed)
-    model, about, history = training.train(
-        cohort, given.architecture, given.start, terms, settings, given.views, given.seed, names, given.threads,
-        checkpoint, soft,
-    )  # fmt: skip
-    with files.output(folder.as_posix()) as made:
-        models.write(model, about, made)
-        training.write_history(history, made / "curve.csv")
-        files.write_json(facts, made / "facts.json")
-    files.remove(checkpoint)
+    recipe = training.Recipe(cohort, terms, settings, given.views, given.seed, names, soft)
+    with unfinished(folder) as checkpoint:
+        model, about, history = training.train(recipe, given.architecture, given.start, given.threads, checkpoint)
+        with files.output(folder.as_posix()) as made:
+            models.write(model, about, made)
+            training.write_history(history, made / "curve.csv")
+            files.write_json(facts, made / "facts.json")
     return folder
 
 

@@ -45,7 +45,7 @@ def folder(name: str, **facts: Any) -> Iterator[Path]:
     outside = os.environ.get(FINGERPRINT)
     given = json.dumps([loaded_code(), facts] if facts else outside, sort_keys=True)
     kept = ROOT / name / hashlib.sha256(given.encode()).hexdigest()[:16]
-    with _only_writer(name):
+    with only_writer(name):
         if not outside and not facts:
             files.remove(kept)
         kept.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,15 @@ def write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _only_writer(name: str) -> Iterator[None]:
+def only_writer(name: str) -> Iterator[None]:
+    """Let one process at a time make a result.
+
+    Args:
+        name: of the result, that of a lock file.
+
+    Raises:
+        BusyError: another process makes it.
+    """
     path = ROOT / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     owner, lock = path.with_suffix(".pid"), FileLock(path)
@@ -79,8 +87,8 @@ def _only_writer(name: str) -> Iterator[None]:
     except Timeout:
         process = owner.read_text() if owner.exists() else "unknown"
         raise BusyError(
-            f"process {process} is still making {name} (a killed `dvc repro` leaves its stage running): end it and run "
-            "again, which goes on from its checkpoint"
+            f"process {process} is still making {name} (a killed `dvc repro` leaves its stage running, a killed study "
+            "its trainings): end it and run again, which goes on from its checkpoint"
         ) from None
     try:
         owner.write_text(str(os.getpid()))

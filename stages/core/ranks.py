@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch's __all__ lacks Store
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 LOOPBACK = "127.0.0.1"
@@ -95,7 +95,8 @@ def launch(function: Callable[..., object], processes: int, *args: Any) -> None:
     """
     store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
     given = (processes, store.port, function, args)
-    ranks = start_processes(_rank, given, processes, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+    begin: Any = start_processes  # torch has no types for it
+    ranks = begin(_rank, given, processes, join=False, start_method="spawn")
     try:
         while not ranks.join():
             pass

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from stages.core import checkpoints, depthwise, files, metrics, models, objectives, ranks, seeds
+from stages.core import checkpoints, convolutions, files, metrics, models, objectives, ranks, seeds
 from stages.core.images import Images, view
 
 Terms = Callable[..., dict[str, Tensor]]  # of signals, and of the adapter if the loss has one
@@ -123,6 +123,33 @@ def mean_auroc(scores: np.ndarray, val: Part) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What one training learns from.
+
+    Attributes:
+        cohort: its data.
+        terms: the loss as named terms.
+        settings: `train.teacher` or `train.student` of params.yaml.
+        views: `views` of params.yaml.
+        seed: the run's seed, which the views derive from.
+        names: what this training's own randomness is seeded with.
+        soft: the teacher's logits of each view, float16 (views, training rows, findings).
+        teacher: the net itself, for a loss that needs its features; it runs in eval mode, in float32, on every batch.
+        adapter: makes what the loss trains beside the student, if anything.
+    """
+
+    cohort: Cohort
+    terms: Terms
+    settings: Any
+    views: Any
+    seed: int
+    names: tuple[str | int, ...]
+    soft: np.ndarray | None = None
+    teacher: nn.Module | None = None
+    adapter: Adapter | None = None
+
+
 class Task(MultiLabelClassificationTask):
     """timm's multi-label task with a masked loss made of named terms, and what the teacher says beside the target.
 
@@ -200,49 +227,27 @@ class Trainer:
 
     Args:
         model: fresh weights.
-        cohort: its data.
-        terms: the loss as named terms.
-        settings: `train.teacher` or `train.student` of params.yaml.
-        views: `views` of params.yaml.
-        seed: the run's seed, which the views derive from.
-        names: what this training's own randomness is seeded with.
+        recipe: what it learns from.
         device: where it runs.
-        soft: the teacher's logits of each view, float16 (views, training rows, findings).
-        teacher: the net itself, for a loss that needs its features; it runs in eval mode, in float32, on every batch.
-        adapter: makes what the loss trains beside the student, if anything.
 
     Raises:
         ValueError: the batch cannot be shared evenly by the ranks.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        cohort: Cohort,
-        terms: Terms,
-        settings: Any,
-        views: Any,
-        seed: int,
-        names: tuple[str | int, ...],
-        device: torch.device,
-        soft: np.ndarray | None = None,
-        teacher: nn.Module | None = None,
-        adapter: Adapter | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        settings = recipe.settings
         if settings.batch_size % ranks.count():
             raise ValueError(
                 f"batch_size must divide by the number of processes, got {settings.batch_size} for {ranks.count()} "
                 "(params.yaml: train.teacher.batch_size, train.student.batch_size)"
             )
-        self.cohort, self.settings, self.views, self.seed = cohort, settings, views, seed
-        self.names, self.device, self.soft = names, device, soft
-        self.teacher = teacher.to(device).eval().requires_grad_(False) if teacher else None
-        self.model = model.to(device)
-        beside = None
-        if adapter:
-            beside = build_adapter(adapter, model, teacher, seeds.integer("adapter", seed, *names)).to(device)
-        self.adapter = nn.Identity() if beside is None else beside
-        self.task = Task(model, terms, device, objectives.criterion(settings, cohort.train.targets), beside)
+        self.recipe, self.device, self.model = recipe, device, model.to(device)
+        if recipe.teacher is not None:
+            recipe.teacher.to(device).eval().requires_grad_(False)
+        beside = build_adapter(recipe, model)
+        self.adapter = nn.Identity() if beside is None else beside.to(device)
+        criterion = objectives.criterion(settings, recipe.cohort.train.targets)
+        self.task = Task(model, recipe.terms, device, criterion, beside)
         self.averaged = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True).requires_grad_(False)
         self.task.trainable_module_ema = self.averaged
         self.optimizer = create_optimizer_v2(
@@ -254,7 +259,7 @@ class Trainer:
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
             fused=True,
         )
-        for group in param_groups_weight_decay(self.adapter, settings.weight_decay) if adapter else []:
+        for group in param_groups_weight_decay(self.adapter, settings.weight_decay) if recipe.adapter else []:
             self.optimizer.add_param_group(group)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
@@ -269,7 +274,7 @@ class Trainer:
         if ranks.count() > 1:
             # Around the whole task, not the net as timm's prepare_distributed has it: losses of features call its
             # parts. Told to look for unused parameters, DDP keeps its buckets, so that a resumed run sums as before.
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # of depthwise's gradients; they are copied
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of depthwise gradients; they are copied
             self.run = DistributedDataParallel(self.task, find_unused_parameters=True)
         steps, parts = settings.steps, settings.evaluations
         self.due = {math.ceil(steps * part / parts) for part in range(1, parts + 1)}
@@ -293,13 +298,14 @@ class Trainer:
         """
         self._restore(checkpoint)
         self.task.train()
-        steps, progress, is_first = self.settings.steps, self.progress, ranks.index() == 0
+        settings, progress, is_first = self.recipe.settings, self.progress, ranks.index() == 0
+        steps = settings.steps
         curves = Curves(live, progress.history) if live and is_first and progress.step < steps else None
         bar = tqdm(
             total=steps,
             initial=progress.step,
             unit="step",
-            desc=" ".join(map(str, self.names)),
+            desc=" ".join(map(str, self.recipe.names)),
             mininterval=5,
             disable=not is_first,
         )
@@ -311,7 +317,7 @@ class Trainer:
                 bar.set_postfix(val_auroc=progress.history[-1]["val_auroc"])
                 if curves:
                     curves.add(progress.history[-1])
-            if progress.step % self.settings.checkpoint_steps == 0 and progress.step < steps:
+            if progress.step % settings.checkpoint_steps == 0 and progress.step < steps:
                 self.save(checkpoint)
             bar.update()
         bar.close()
@@ -319,26 +325,26 @@ class Trainer:
 
     def _step(self) -> None:
         """One batch forward, backward, and into the averages."""
-        progress, settings = self.progress, self.settings
+        recipe, progress, settings = self.recipe, self.progress, self.recipe.settings
         self.scheduler.step_update(progress.step + 1)
         rank = [ranks.index()] if ranks.index() else []
-        torch.manual_seed(seeds.integer("step", *self.names, progress.step, *rank))  # dropout and stochastic depth
+        torch.manual_seed(seeds.integer("step", *recipe.names, progress.step, *rank))  # dropout and stochastic depth
         batch, epochs = self._rows(progress.step)
         size = settings.batch_size // ranks.count()
         own = slice(ranks.index() * size, (ranks.index() + 1) * size)
-        rows, numbers = batch[own], (epochs[own] % self.views.count).tolist()
-        train = self.cohort.train
+        rows, numbers = batch[own], (epochs[own] % recipe.views.count).tolist()
+        train = recipe.cohort.train
         films = np.stack(
-            [train.view(row, number, self.views, self.seed) for row, number in zip(rows, numbers, strict=True)]
+            [train.view(row, number, recipe.views, recipe.seed) for row, number in zip(rows, numbers, strict=True)]
         )
         target = torch.from_numpy(train.targets[rows]).to(self.device)
         target = target * (1 - 2 * settings.label_smoothing) + settings.label_smoothing
         teacher = None
-        if self.soft is not None:
-            teacher = torch.from_numpy(self.soft[numbers, rows].astype(np.float32)).to(self.device)
+        if recipe.soft is not None:
+            teacher = torch.from_numpy(recipe.soft[numbers, rows].astype(np.float32)).to(self.device)
         images, features = models.to_input(films, self.device), None
-        if self.teacher is not None:
-            _, features = objectives.with_features(self.teacher, images)
+        if recipe.teacher is not None:
+            _, features = objectives.with_features(recipe.teacher, images)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             result = self.run(images, target, teacher, features, progress.step + 1 in self.due)
         output, ratios = result.pop("output"), result.pop("ratios")
@@ -347,7 +353,7 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             shown = ", ".join(train.rows["image"].iloc[batch[:4]])
             raise TrainingError(
-                f"the loss is {values['loss']} at step {progress.step} ({' '.join(map(str, self.names))}), batch of "
+                f"the loss is {values['loss']} at step {progress.step} ({' '.join(map(str, recipe.names))}), batch of "
                 f"{shown}, ...; terms {values}; largest logit {output.abs().max().item():.3g}: lower lr or clip_norm"
             )
         self._ratios = ratios
@@ -362,23 +368,25 @@ class Trainer:
 
     def _rows(self, step: int) -> tuple[list[int], np.ndarray]:
         """Which rows a step sees and in which epoch each is: epochs are permutations laid end to end."""
-        count, size = len(self.cohort.train.rows), self.settings.batch_size
+        recipe = self.recipe
+        count, size = len(recipe.cohort.train.rows), recipe.settings.batch_size
         places = np.arange(step * size, (step + 1) * size)
         rows = []
         for place in places:
             epoch = int(place // count)
             if self._order[0] != epoch:
-                self._order = (epoch, seeds.of("order", *self.names, epoch).permutation(count))
+                self._order = (epoch, seeds.of("order", *recipe.names, epoch).permutation(count))
             rows.append(int(self._order[1][place % count]))
         return rows, places // count
 
     def _evaluate(self) -> None:
         """Add a row to the history: means of the terms since the last one, their pull now, and validation AUROC."""
-        progress = self.progress
+        recipe, progress = self.recipe, self.progress
         since = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
         if ranks.count() > 1:
-            distribute_bn(self.averaged.module, ranks.count(), reduce=False)  # type: ignore[no-untyped-call]
-        auroc = val_auroc(self.averaged.module.eval(), self.cohort.val, 4 * self.settings.batch_size, self.device)
+            distribute_bn(self.averaged.module, ranks.count(), reduce=False)  # type: ignore[no-untyped-call]  # of timm
+        batch_size = 4 * recipe.settings.batch_size
+        auroc = val_auroc(self.averaged.module.eval(), recipe.cohort.val, batch_size, self.device)
         row = {"step": progress.step, "lr": max(group["lr"] for group in self.optimizer.param_groups)}
         row |= {name: total / since for name, total in progress.sums.items()}
         progress.history.append(row | self._ratios | {"val_auroc": auroc})
@@ -415,11 +423,14 @@ class Trainer:
         self.progress = Progress(**state["progress"])
 
 
-def build_adapter(adapter: Adapter, student: Any, teacher: Any, seed: int) -> nn.Module:
-    """What a loss trains beside the student, for the channels of both nets' deepest maps."""
+def build_adapter(recipe: Recipe, student: Any) -> nn.Module | None:
+    """What a recipe's loss trains beside the student, if anything, for the channels of both nets' deepest maps."""
+    if recipe.adapter is None:
+        return None
+    teacher: Any = recipe.teacher
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return adapter(student.num_features, teacher.num_features)
+        torch.manual_seed(seeds.integer("adapter", recipe.seed, *recipe.names))
+        return recipe.adapter(student.num_features, teacher.num_features)
 
 
 class Curves:
@@ -474,32 +485,18 @@ def require_bf16(wanted: bool, device: torch.device) -> None:
         )
 
 
-def prepare(
-    cohort: Cohort,
-    architecture: str,
-    start: Any,
-    terms: Terms,
-    settings: Any,
-    views: Any,
-    seed: int,
-    names: tuple[str | int, ...],
-    threads: int,
-    soft: np.ndarray | None,
-    teacher: nn.Module | None,
-    adapter: Adapter | None,
-    member: int | None,
-) -> Trainer:
+def prepare(recipe: Recipe, architecture: str, start: Any, threads: int, member: int | None) -> Trainer:
     """A run that is ready to start (arguments as of `train`)."""
-    device = models.fix(threads)
-    require_bf16(settings.bf16, device)
+    cohort, device = recipe.cohort, models.fix(threads)
+    require_bf16(recipe.settings.bf16, device)
     size_px = cohort.about["size_px"]
-    first = seeds.integer("init", seed, *names)
+    first = seeds.integer("init", recipe.seed, *recipe.names)
     model = models.build_model(architecture, len(cohort.findings), size_px, start, first, member)
     start_at_prevalence(model, cohort.train.targets)
-    depthwise.speed_up(model)
+    convolutions.speed_up(model)
     if ranks.count() > 1 and device.type == "cuda":  # CPUs have none
-        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return Trainer(model, cohort, terms, settings, views, seed, names, device, soft, teacher, adapter)
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # of timm
+    return Trainer(model, recipe, device)
 
 
 def _to_the_end(checkpoint: Path, live: Path | None, *given: Any) -> None:
@@ -510,24 +507,19 @@ def _to_the_end(checkpoint: Path, live: Path | None, *given: Any) -> None:
 
 
 def train(
-    cohort: Cohort,
-    architecture: str,
-    start: Any,
-    terms: Terms,
-    settings: Any,
-    views: Any,
-    seed: int,
-    names: tuple[str | int, ...],
-    threads: int,
-    checkpoint: Path,
-    soft: np.ndarray | None = None,
-    teacher: nn.Module | None = None,
-    adapter: Adapter | None = None,
-    member: int | None = None,
+    recipe: Recipe, architecture: str, start: Any, threads: int, checkpoint: Path, member: int | None = None
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, float]]]:
-    """Build a model and train it on a cohort (arguments as of `build_model`, `Trainer` and its `fit`).
+    """Build a model and train it.
 
     Under `torchrun` this process is a rank already, and all but rank 0 end here; else it starts `processes` of them.
+
+    Args:
+        recipe: what it learns from.
+        architecture: as of `build_model`, like `start` and `member`.
+        start: its entry in params.yaml.
+        threads: of each process on a CPU.
+        checkpoint: as of `Trainer.fit`.
+        member: which net of an ensemble, if it is one.
 
     Returns:
         The averaged weights, what `load_model` needs to know, and the history.
@@ -535,7 +527,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite, or a rank failed.
     """
-    given = (cohort, architecture, start, terms, settings, views, seed, names, threads, soft, teacher, adapter, member)
+    given = (recipe, architecture, start, threads, member)
     live = checkpoints.live(checkpoint)
     if ranks.are_there():
         with ranks.joined():
@@ -543,9 +535,9 @@ def train(
             if ranks.index() > 0:
                 sys.exit()
     else:
-        if settings.processes > 1:
+        if (processes := recipe.settings.processes) > 1:
             try:
-                ranks.launch(_to_the_end, settings.processes, checkpoint, live, *given)
+                ranks.launch(_to_the_end, processes, checkpoint, live, *given)
             except ranks.RankError as error:
                 raise TrainingError(f"{error} (a checkpoint, if there is one, is kept: run again to go on)") from error
         averaged, history = prepare(*given).fit(checkpoint, live)
@@ -553,7 +545,7 @@ def train(
         # of a tree's inner folders the guard sees no path
         for folder in (live / "plots/metrics", live / "plots", live):
             files.remove(folder)
-    return averaged, about(cohort, architecture), history
+    return averaged, about(recipe.cohort, architecture), history
 
 
 def about(cohort: Cohort, architecture: str) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""A faster weights' gradient for depthwise convolutions on small maps, on CPUs.
+"""Faster training of two kinds of convolutions on CPUs (`make bench` compares whole steps).
 
-oneDNN is slow at the weights' gradient of the late layers' depthwise convolutions, on maps of 2x2 or 4x4 (`make bench`
-compares whole steps). That gradient is a small sum:
+A pointwise convolution of a map in channels-last is one matrix product, and is computed as one: oneDNN's convolutions
+take up to twice as long at it, backward, and several times where the map is 1x1.
+
+oneDNN is slow at the weights' gradient of depthwise convolutions on maps of 2x2 to 8x8. That gradient is a small sum:
 
     dL/dw[c, i, j] = sum_{b, y, x} g[b, c, y, x] * input[b, c, s y + i - p, s x + j - p]
 
 All products of an output and an input pixel of a channel, summed over the batch, are one small matrix product a
 channel; each entry then belongs to one kernel offset (i, j), or to none. The work grows with (pixels in) x (pixels
-out), so only small maps take this way; the result differs from oneDNN's in the last digits.
+out), so only small maps take this way. Results differ from oneDNN's in the last digits.
 """
 
 from functools import cache
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MAX_PRODUCTS = 16 * 16  # pixels in x pixels out of a channel; with more, oneDNN is as fast
+MAX_PRODUCTS = 64 * 64  # pixels in x pixels out of a channel; with more, oneDNN is as fast
+MAX_PRODUCTS_3 = 16 * 16  # of kernels of 3x3, at which oneDNN is better
 
 
 @cache
@@ -78,18 +81,36 @@ class DepthwiseConv2d(nn.Conv2d):
         (side, _), (stride, _), (padding, _) = self.kernel_size, self.stride, cast(tuple[int, int], self.padding)
         height, width = input.shape[2:]
         pixels_out = ((height + 2 * padding - side) // stride + 1) * ((width + 2 * padding - side) // stride + 1)
-        is_small = height * width * pixels_out <= MAX_PRODUCTS
-        is_plain = input.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self.training and is_small and is_plain:
+        is_small = height * width * pixels_out <= (MAX_PRODUCTS if side > 3 else MAX_PRODUCTS_3)
+        if self.training and is_small and _is_plain(input):
             return cast(Tensor, _Depthwise.apply(input, self.weight, stride, padding))
         return super().forward(input)
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """A pointwise `nn.Conv2d` that is a matrix product where the map is in channels-last."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Module
+        """As `nn.Conv2d`: (batch, channel, height, width) to (batch, out channel, height, width)."""
+        if self.training and _is_plain(input) and input.is_contiguous(memory_format=torch.channels_last):
+            pixels = input.permute(0, 2, 3, 1)
+            return functional.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return super().forward(input)
+
+
 def speed_up(model: nn.Module) -> None:
-    """Let a model's depthwise convolutions compute their weights' gradient the fast way; weights and names stay."""
+    """Let a model's depthwise and pointwise convolutions train the fast way; weights and names stay."""
     for module in model.modules():
-        if type(module) is nn.Conv2d and _is_plain_depthwise(module):
+        if type(module) is not nn.Conv2d:
+            continue
+        if _is_plain_depthwise(module):
             module.__class__ = DepthwiseConv2d
+        elif module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0) and module.groups == 1:
+            module.__class__ = PointwiseConv2d
+
+
+def _is_plain(maps: Tensor) -> bool:
+    return maps.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _is_plain_depthwise(module: nn.Conv2d) -> bool:
