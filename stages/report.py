@@ -66,9 +66,22 @@ def read_explained(folder: Path, cohorts: list[str]) -> dict[str, Any]:
 
 
 def read_studies(folder: Path, title: str) -> dict[str, Any]:
-    """Study -> its result, of the studies of `make kd-gain` on data of this run, which its title tells."""
-    found = {path.stem: files.read_json(path) for path in sorted(folder.glob("*.json"))}
-    return {name: study for name, study in found.items() if study["title"] == title}
+    """Study -> its result, of the studies of `make kd-gain` on data of this run, which its title tells.
+
+    The chosen loss comes first of the losses, the mean of the data sets last of the tests.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        study = files.read_json(path)
+        if study["title"] != title:
+            continue
+        losses = [study["loss"], *(name for name in study["chosen"] if name not in ("twin", study["loss"]))]
+        tests = {
+            cohort: {name: of_cohort[name] for name in sorted(of_cohort, key=lambda name: (name == "joint", name))}
+            for cohort, of_cohort in study["tests"].items()
+        }
+        found[path.stem] = study | {"losses": losses, "tests": tests}
+    return found
 
 
 def main_mean(measured: dict[str, Any]) -> str:

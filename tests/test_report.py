@@ -105,11 +105,12 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
 def studied(title: str) -> dict[str, Any]:
     """What a study of `make kd-gain` ends with, with made-up scores."""
     gain = {"difference": 0.0417, "low": 0.0101, "high": 0.0702, "excludes_zero": True}
-    test = {"twin": {"auroc": 0.8, "low": 0.7, "high": 0.9}, "mld": {"minus_twin": gain}}
+    test = {"twin": {"auroc": 0.8, "low": 0.7, "high": 0.9}}
+    test |= {loss: {"minus_twin": gain} for loss in ("cam_transfer", "mld")}
     study = {"choose_on": "joint", "steps": 900, "seeds": [0, 1, 2], "teacher": {"architecture": "resnet18"}}
     return {
         "title": title, "study": study, "architecture": "eeea_net_c2", "teacher": "resnet18", "loss": "mld",
-        "chosen": {"twin": {}, "mld": {}}, "tests": {"joint": {"chestxray14": test}},
+        "chosen": {"cam_transfer": {}, "mld": {}, "twin": {}}, "tests": {"joint": {"joint": test, "padchest": test}},
         "verdict": {"all differences positive": True},
     }  # fmt: skip
 
@@ -252,6 +253,8 @@ def test_a_study_is_shown_where_it_is_of_the_same_films(project: Path) -> None:
         assert page.count("A study of its own") == 1
     assert "study-ours" in html
     assert "study-others" not in html
+    assert f"| mld {charts.MINUS} twin | cam_transfer {charts.MINUS} twin |" in markdown
+    assert markdown.index("| joint | padchest | 0.800") < markdown.index("| joint | joint | 0.800")
 
 
 def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:
