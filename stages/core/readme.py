@@ -14,6 +14,7 @@ SOURCES = {
     "phantom": Path("reports/report.md"),
     "nih_sample": Path("reports/nih_sample.md"),
     "kd_gain_drawn": Path("reports/kd_gain/drawn.md"),
+    "kd_gain_nih": Path("reports/kd_gain/nih.md"),
 }
 
 
