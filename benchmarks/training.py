@@ -2,7 +2,7 @@
 
 With a teacher online, it sees every batch of every epoch; with cached soft labels it sees each view of each film once,
 for all students and losses, which is not in the lines. The student is the same net on both sides; ours has its faster
-convolutions, theirs is as the library runs it. torch.compile is measured where there is g++; the minutes that it takes
+layers, theirs is as the library runs it. torch.compile is measured where there is g++; the minutes that it takes
 before the first step are in no line.
 """
 
@@ -28,7 +28,7 @@ from torchdistill.core.distillation import get_distillation_box
 
 from benchmarks import measure
 from stages import profile
-from stages.core import convolutions, models, objectives, params, training
+from stages.core import layers, models, objectives, params, training
 from stages.core.images import Images
 from stages.losses import sigmoid_kd
 
@@ -67,9 +67,9 @@ class Case:
         return models.build_model(architecture, OUTPUTS, self.size_px).to(self.device).train()
 
     def student(self) -> nn.Module:
-        """The student with the faster convolutions that all of ours have."""
+        """The student with the faster layers that all of ours have."""
         student = self.net(STUDENT)
-        convolutions.speed_up(student)
+        layers.speed_up(student)
         return student
 
     def batch(self) -> tuple[Tensor, Tensor]:

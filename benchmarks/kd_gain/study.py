@@ -40,8 +40,8 @@ from stages.core import (
 TWIN = "twin"
 KEPT = Path("data/kd_gain")
 STAGES = Path(training.__file__).parent.parent
-CODE = ("core/convolutions.py", "core/images.py", "core/metrics.py", "core/models.py", "core/objectives.py",
-        "core/ranks.py", "core/seeds.py", "core/training.py")  # fmt: skip
+CODE = ("core/images.py", "core/kernels.py", "core/layers.py", "core/metrics.py", "core/models.py",
+        "core/objectives.py", "core/ranks.py", "core/seeds.py", "core/training.py")  # fmt: skip
 WINS = 2  # data sets on which the whole interval is wanted above 0
 
 

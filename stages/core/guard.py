@@ -159,7 +159,7 @@ def run(module: str, argv: list[str]) -> None:
     harness = _project_modules(root)
     declared = declaration(address)
     before = state(declared)
-    versions = {name: metadata.version(name) for name in ("numpy", "opencv-python-headless", "timm", "torch")}
+    versions = {name: metadata.version(name) for name in ("numba", "numpy", "opencv-python-headless", "timm", "torch")}
     facts = json.dumps([address, before, versions], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     os.environ[checkpoints.FINGERPRINT] = fingerprint

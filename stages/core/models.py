@@ -5,6 +5,7 @@ The second half writes Once-for-All sub-networks of the MobileNetV3 space in tim
 timm lacks.
 """
 
+import ctypes
 import inspect
 import os
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from stages.core.images import Images
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which pretrained weights expect
 STD = (0.229, 0.224, 0.225)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class CheckpointError(ValueError):
@@ -38,10 +40,18 @@ class CheckpointError(ValueError):
 def fix(threads: int) -> torch.device:
     """Make this process reproducible and choose its device: the thread count changes float results on CPUs."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 8% of a step
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees for the next one, which would else fault in each page again."""
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+        set_option(M_MMAP_MAX, 0)
 
 
 def to_input(films: np.ndarray, device: torch.device | None = None) -> Tensor:

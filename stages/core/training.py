@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from stages.core import checkpoints, convolutions, files, metrics, models, objectives, ranks, seeds
+from stages.core import checkpoints, files, layers, metrics, models, objectives, ranks, seeds
 from stages.core.images import Images, view
 
 Terms = Callable[..., dict[str, Tensor]]  # of signals, and of the adapter if the loss has one
@@ -493,7 +493,7 @@ def prepare(recipe: Recipe, architecture: str, start: Any, threads: int, member:
     first = seeds.integer("init", recipe.seed, *recipe.names)
     model = models.build_model(architecture, len(cohort.findings), size_px, start, first, member)
     start_at_prevalence(model, cohort.train.targets)
-    convolutions.speed_up(model)
+    layers.speed_up(model)
     if ranks.count() > 1 and device.type == "cuda":  # CPUs have none
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # of timm
     return Trainer(model, recipe, device)
