@@ -59,11 +59,12 @@ def project(folder: Path, trick: str = "pass") -> Path:
     return folder
 
 
-def repro(folder: Path) -> subprocess.CompletedProcess[str]:
+def repro(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `dvc repro` there."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
     environment["PATH"] = f"{ROOT / '.venv/bin'}:{environment['PATH']}"
     environment.pop("PYTHONPATH", None)
+    environment |= variables
     return subprocess.run(["dvc", "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -111,6 +112,26 @@ def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: 
     assert done.returncode != 0
     assert message in done.stderr
     assert not (folder / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("trick", "shown", "is_told"),
+    [
+        ("raise ValueError(f'seed {seed} is no prime: take 19')", "stages.toy: seed 17 is no prime: take 19 (", True),
+        ("raise params.ParamsError('no')", "stages.toy: no (TRACEBACK=1 shows where)", True),
+        ("int(text)", "ValueError: invalid literal for int() with base 10: 'in'", False),
+        ("dict()['seed']", "KeyError: 'seed'", False),
+    ],
+)
+def test_what_the_project_refuses_is_told_in_a_line_and_a_fault_shows_where(
+    tmp_path: Path, trick: str, shown: str, is_told: bool
+) -> None:
+    folder = project(tmp_path, trick)
+    done = repro(folder)
+    assert done.returncode != 0
+    assert shown in done.stderr
+    assert ("Traceback" in done.stderr) is not is_told
+    assert "Traceback" in repro(folder, TRACEBACK="1").stderr
 
 
 def test_code_below_a_declared_folder_may_be_imported(tmp_path: Path) -> None:

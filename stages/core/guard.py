@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -179,5 +180,23 @@ def run(module: str, argv: list[str]) -> None:
         )
 
 
+def is_told(error: BaseException) -> bool:
+    """Whether a `raise` of the project made an error, so that its message says what to do."""
+    if type(error).__module__.startswith("stages."):  # though it may come out of a worker process
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(__file__).parents[1] in Path(last.filename).parents and str(last.line).startswith("raise ")
+
+
+def main(argv: list[str]) -> None:
+    """Run a stage; of what it refuses, the message is shown without the way that the program took to it."""
+    try:
+        run(argv[0], argv[1:])
+    except (OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("TRACEBACK") or not is_told(error):
+            raise
+        sys.exit(f"{argv[0]}: {error} (TRACEBACK=1 shows where)")
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1:])
