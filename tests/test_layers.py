@@ -168,7 +168,22 @@ def test_only_plain_layers_are_changed_and_weights_keep_names_and_values() -> No
     assert all(type(module) is nn.Conv2d for module in others)
 
 
-@pytest.mark.parametrize("case", ["evaluation", "two threads", "contiguous", "bf16"])
+def test_channels_are_shared_out_among_threads() -> None:
+    slow = nn.Conv2d(100, 100, 5, padding=2, groups=100, bias=False).double()
+    fast = copy.deepcopy(slow)
+    layers.speed_up(fast)
+    torch.set_num_threads(3)
+    assert_same(slow, fast, random(5, 100, 6, 6))
+
+
+def test_with_two_threads_norms_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = norms(4, nn.ReLU)
+    monkeypatch.setattr(kernels, "batch_norm", lambda *_: pytest.fail("took the fast way"))
+    torch.set_num_threads(2)
+    assert_same(slow, fast, random(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize("case", ["evaluation", "contiguous", "bf16"])
 def test_in_other_cases_layers_are_torchs(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     def used(*_: object) -> None:
         raise AssertionError("took the fast way")
@@ -183,8 +198,6 @@ def test_in_other_cases_layers_are_torchs(monkeypatch: pytest.MonkeyPatch, case:
         net(film)
     if case == "evaluation":
         net.eval()
-    elif case == "two threads":
-        torch.set_num_threads(2)
     elif case == "contiguous":
         film = film.detach().contiguous()
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "bf16"):

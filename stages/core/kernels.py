@@ -1,8 +1,8 @@
 """Loops of a training step that PyTorch runs slower on CPUs, compiled by Numba for the processor at hand.
 
-Maps are in channels-last: pixels of all images in a row, channels innermost. Every loop runs on one thread and in a
-fixed order, so the same processor gives the same bytes. Sums over pixels are taken in the maps' precision over BLOCK
-rows, and in double precision over the blocks. A value that is not a number stays one.
+Maps are in channels-last: pixels of all images in a row, channels innermost. A loop runs on the thread that calls it
+and in a fixed order, so the same processor gives the same bytes. Sums over pixels are taken in the maps' precision over
+BLOCK rows, and in double precision over the blocks. A value that is not a number stays one.
 """
 
 from collections.abc import Callable
@@ -155,21 +155,22 @@ def depthwise_gradient(kernel: int, stride: int) -> Callable[..., None]:
         dL/dw[i, j, c] = sum_{b, y, x} grad[b, y, x, c] * maps[b, s y + i - p, s x + j - p, c]
 
     Returns:
-        gradient(maps, grad, padding, grad_weight): maps (batch, height, width, channel), grad (batch,
-            out height, out width, channel), grad_weight (kernel * kernel, channel).
+        gradient(maps, grad, padding, grad_weight, first, end): maps (batch, height, width, channel), grad (batch,
+            out height, out width, channel), into grad_weight (kernel * kernel, channel) from channel `first` on and
+            before `end`.
     """
 
     @compiled
-    def gradient(maps: Any, grad: Any, padding: int, grad_weight: Any) -> None:
-        batch, height, width, channels = maps.shape
+    def gradient(maps: Any, grad: Any, padding: int, grad_weight: Any, first: int, end: int) -> None:
+        batch, height, width, _ = maps.shape
         out_height, out_width = grad.shape[1:3]
         pairs = (out_width + 1) // 2  # two output pixels at a time: half the reads and writes of the sums
         padded_height, padded_width = (out_height - 1) * stride + kernel, (2 * pairs - 1) * stride + kernel
         padded = np.zeros((padded_height, padded_width, CHANNELS), maps.dtype)
         pulls = np.zeros((out_height, 2 * pairs, CHANNELS), maps.dtype)
         sums = np.empty((kernel * kernel, CHANNELS), maps.dtype)
-        for start in range(0, channels, CHANNELS):
-            some = min(CHANNELS, channels - start)
+        for start in range(first, end, CHANNELS):
+            some = min(CHANNELS, end - start)
             sums[:] = 0
             for image in range(batch):
                 for y in range(min(height, padded_height - padding)):

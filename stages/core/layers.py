@@ -1,14 +1,16 @@
 """Layers that train faster on CPUs than PyTorch's own (`make bench` compares whole steps).
 
 A pointwise convolution of a map in channels-last is one matrix product, and is computed as one: oneDNN's convolutions
-take up to twice as long at it, backward, and several times where the map is 1x1. Batch normalisation and its activation
-pass over memory together, and the weights' gradient of a depthwise convolution of 5x5 or 7x7 (3x3 on small maps), at
-which oneDNN is slow, is a loop of its own: both on one thread, which is how the pipeline trains on CPUs.
+take up to twice as long at it, backward, and several times where the map is 1x1. The weights' gradient of a depthwise
+convolution of 5x5 or 7x7 (3x3 on small maps), at which oneDNN is slow, is a loop of its own. Batch normalisation and
+its activation pass over memory together where training has one thread; with more, PyTorch's own are as fast.
 
 Results differ from PyTorch's in the last digits. In evaluation, on GPUs, in bf16, under torch.compile and in other
 memory layouts all layers are PyTorch's.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -67,7 +69,7 @@ class FastBatchNormAct2d(BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         """As of `BatchNormAct2d`: (batch, channel, height, width) to the same."""
         pixels = x.numel() // x.shape[1]
-        if not (self.training and pixels > 1 and _is_looped(x)):
+        if not (self.training and pixels > 1 and torch.get_num_threads() == 1 and _is_looped(x)):
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]  # of timm
         state = x.new_empty(4, self.num_features)
         y = cast(Tensor, _BatchNorm.apply(x, self.weight, self.bias, state, self.eps, ACTIVATIONS[type(self.act)]))
@@ -76,6 +78,11 @@ class FastBatchNormAct2d(BatchNormAct2d):
             self.running_mean.lerp_(state[0], self.momentum)
             self.running_var.lerp_(state[1] * (pixels / (pixels - 1)), self.momentum)
         return y
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -95,7 +102,13 @@ class _Depthwise(torch.autograd.Function):
         to_input = torch.ops.aten.convolution_backward(grad, input, weight, None, *sides)[0]
         to_weight = weight.new_empty(side * side, channels)
         maps, pulls = (given.permute(0, 2, 3, 1).numpy() for given in (input.detach(), grad))
-        kernels.depthwise_gradient(side, ctx.stride)(maps, pulls, ctx.padding, to_weight.numpy())
+        loop = partial(kernels.depthwise_gradient(side, ctx.stride), maps, pulls, ctx.padding, to_weight.numpy())
+        threads = torch.get_num_threads()
+        if threads == 1:
+            loop(0, channels)
+        else:
+            ends = [channels * part // threads for part in range(threads + 1)]
+            list(_pool(threads).map(loop, ends[:-1], ends[1:]))
         return to_input, to_weight.t().reshape(weight.shape), None, None
 
 
@@ -141,7 +154,7 @@ def _is_plain(maps: Tensor) -> bool:
 
 
 def _is_looped(maps: Tensor) -> bool:
-    return _is_plain(maps) and torch.get_num_threads() == 1 and not torch.compiler.is_compiling()
+    return _is_plain(maps) and not torch.compiler.is_compiling()
 
 
 def _is_plain_norm(module: BatchNormAct2d) -> bool:
