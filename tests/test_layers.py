@@ -234,6 +234,19 @@ def test_a_students_step_is_that_of_the_plain_net_within_rounding() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=name)
 
 
+def test_in_single_precision_a_students_gradient_is_nearer_the_exact_one_than_the_plain_nets() -> None:
+    plain = models.build_model("eeea_net_c2", 3, 64, seed=1).train()
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    layers.speed_up(fast)
+    films = random(16, 3, 64, 64, seed=2)
+    whole = []
+    for model, given in ((plain, films.float()), (fast, films.float()), (exact, films.float().double())):
+        model(given).square().mean().backward()
+        whole.append(torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()]))
+    errors = [((gradient - whole[2]).norm() / whole[2].norm()).item() for gradient in whole[:2]]
+    assert errors[1] < errors[0], errors
+
+
 def test_two_steps_alike_give_the_same_bytes() -> None:
     films = random(4, 3, 64, 64, seed=2).float()
     results = []
