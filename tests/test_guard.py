@@ -114,6 +114,16 @@ def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: 
     assert not (folder / "dvc.lock").exists()
 
 
+def test_what_lies_outside_the_project_may_be_read_by_any_path(tmp_path: Path) -> None:
+    """Numba opens sources of packages by a path relative to the folder that it runs in."""
+    (tmp_path / "above").mkdir()
+    (tmp_path / "package.py").write_text("")
+    done = repro(project(tmp_path / "above/project", "open('../../package.py').read()"))
+    assert done.returncode == 0, done.stderr
+    trick = "open('../project/data/secret.txt').read()"
+    assert "toy read data/secret.txt" in repro(project(tmp_path / "below/project", trick)).stderr
+
+
 @pytest.mark.parametrize(
     ("trick", "shown", "is_told"),
     [

@@ -116,7 +116,7 @@ def _watch(declared: Declaration, values: Iterable[Any], root: Path, faults: set
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(args[0], str | bytes | os.PathLike) or args[2] & os.O_DIRECTORY:
             return
-        path = root / os.path.normpath(os.fsdecode(args[0]))  # links stay as they are: outputs may be links
+        path = Path(os.path.normpath(root / os.fsdecode(args[0])))  # links stay as they are: outputs may be links
         if root not in path.parents:
             return
         relative = path.relative_to(root)
