@@ -1,6 +1,8 @@
 """The fast ways against torch's and timm's own layers."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -245,6 +247,28 @@ def test_in_single_precision_a_students_gradient_is_nearer_the_exact_one_than_th
         whole.append(torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()]))
     errors = [((gradient - whole[2]).norm() / whole[2].norm()).item() for gradient in whole[:2]]
     assert errors[1] < errors[0], errors
+
+
+LOOPS = """
+import numpy
+from stages.core import kernels
+rows, values, maps = numpy.ones((4, 4), "f4"), numpy.ones((4, 4), "f4"), numpy.ones((2, 4, 4, 4), "f4")
+loops = []
+for activation in (kernels.IDENTITY, kernels.RELU, kernels.HARDSWISH):
+    forward, backward = kernels.batch_norm(activation)
+    forward(rows, values[0], values[1], 1e-5, rows.copy(), values)
+    backward(rows, rows, 1e-5, values, rows.copy(), values[2].copy(), values[3].copy())
+    loops += [forward, backward]
+gradient = kernels.depthwise_gradient(3, 2)
+gradient(maps, numpy.ones((2, 2, 2, 4), "f4"), 1, numpy.ones((9, 4), "f4"), 0, 4)
+print(sum(sum(loop.stats.cache_misses.values()) for loop in [*loops, gradient]))
+"""
+
+
+def test_the_next_process_finds_every_loop_compiled() -> None:
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", LOOPS], check=True, capture_output=True, text=True)
+    assert done.stdout == "0\n"
 
 
 def test_two_steps_alike_give_the_same_bytes() -> None:

@@ -90,20 +90,18 @@ def batch_norm(activation: str) -> tuple[Callable[..., None], Callable[..., None
                     value = value * gate / np.float32(6)
                 y[row, column] = value
 
-    @numba.njit(inline="always")
-    def before(grad: Any, value: Any) -> Any:
-        """The gradient before the activation, which has taken `value`."""
-        if is_relu:
-            return np.float32(0) if value <= 0 else grad
-        if is_hardswish:
-            slope = value / np.float32(3) + np.float32(0.5)
-            slope = np.float32(1) if value > 3 else slope
-            slope = np.float32(0) if value < -3 else slope
-            return grad * slope
-        return grad
-
     @compiled
     def backward(x: Any, grad: Any, eps: float, state: Any, grad_x: Any, grad_weight: Any, grad_bias: Any) -> None:
+        def before(grad: Any, value: Any) -> Any:  # inside, since a compiled one would keep this loop out of the cache
+            if is_relu:
+                return np.float32(0) if value <= 0 else grad
+            if is_hardswish:
+                slope = value / np.float32(3) + np.float32(0.5)
+                slope = np.float32(1) if value > 3 else slope
+                slope = np.float32(0) if value < -3 else slope
+                return grad * slope
+            return grad
+
         rows, columns = x.shape
         channels = len(grad_weight)
         mean, scale, shift = np.empty(columns, x.dtype), np.empty(columns, x.dtype), np.empty(columns, x.dtype)

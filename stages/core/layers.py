@@ -5,8 +5,8 @@ take up to twice as long at it, backward, and several times where the map is 1x1
 convolution of 5x5 or 7x7 (3x3 on small maps), at which oneDNN is slow, is a loop of its own. Batch normalisation and
 its activation pass over memory together where training has one thread; with more, PyTorch's own are as fast.
 
-Results differ from PyTorch's in the last digits. In evaluation, on GPUs, in bf16, under torch.compile and in other
-memory layouts all layers are PyTorch's.
+Results differ from PyTorch's by rounding, which a deep net amplifies. In evaluation, on GPUs, in bf16, under
+torch.compile and in other memory layouts all layers are PyTorch's.
 """
 
 from concurrent.futures import ThreadPoolExecutor
