@@ -5,9 +5,14 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 TORCH_INDEX ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
-STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock))
+# The name carries both lock files' checksums: times say nothing after a clone, a linked .venv or a change of branch.
+STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock requirements-cuda.lock | cksum))
+# For commands that take PRESET=<name>: they run in the folder of its run
+RUN = runs/$(basename $(notdir $(PRESET)))
+IN_RUN = $(if $(PRESET),test -d "$(RUN)" || { \
+  echo "there is no run of $(PRESET) ($(RUN)): make run PRESET=$(PRESET)"; exit 1; }; cd "$(RUN)" &&)
 
-.PHONY: help setup repro test test-slow lint fetch run audit prune readme parity bench kd-gain
+.PHONY: help setup repro test test-slow lint fetch run params audit prune readme parity bench kd-gain
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -15,7 +20,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## install the pinned packages into .venv; a second call installs nothing
 
-$(STAMP): requirements.lock requirements-cuda.lock
+$(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed: make $(or $(MAKECMDGOALS),setup) PYTHON=<path>"; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -24,8 +29,7 @@ $(STAMP): requirements.lock requirements-cuda.lock
 	@rm -f .venv/.installed-* && touch $@
 
 repro: setup  ## run the pipeline: whatever changed, and what follows from it (LANES=<stages at a time>)
-	@python -m stages.core.params
-	@python -m stages.core.repro $(if $(LANES),--lanes $(LANES))
+	@python -m stages.pipeline.repro $(if $(LANES),--lanes $(LANES))
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
@@ -40,25 +44,28 @@ lint: setup  ## ruff and mypy
 	@mypy
 
 fetch: setup  ## what a data set's owner ships: make fetch DATASET=chestxray14 ROOT=<folder> [URL=<address>]
-	@python -m stages.fetch --dataset "$(DATASET)" --root "$(ROOT)" --url "$(URL)"
+	@python -m stages.pipeline.fetch --dataset "$(DATASET)" --root "$(ROOT)" --url "$(URL)"
 
-run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder>
-	@python -m stages.core.preset "$(PRESET)" --root "$(ROOT)"
+run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder> (or PRESET=<path of a file of your own>)
+	@python -m stages.pipeline.preset "$(PRESET)" --root "$(ROOT)"
 
-audit: setup  ## does dvc.lock belong to this checkout; with FILE=..., what a file was made from
-	@python -m stages.core.lock $(if $(FILE),trace "$(FILE)",check)
+params: setup  ## print params.yaml, or with PRESET=... the whole that the preset runs with
+	@python -m stages.pipeline.preset "$(PRESET)" --print
+
+audit: setup  ## does dvc.lock belong to this checkout; FILE=...: what a file was made from (PRESET=... for a run's)
+	@$(IN_RUN) python -m stages.pipeline.lock $(if $(FILE),trace "$(FILE)",check)
 
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
-	@$(if $(PRESET),cd runs/$(PRESET) &&) python -m stages.core.lock prune
+	@$(IN_RUN) python -m stages.pipeline.lock prune
 
 readme: setup  ## copy the reports' result tables into README.md
-	@python -m stages.core.readme
+	@python -m stages.pages.readme
 
 bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
 	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 kd-gain: setup  ## does distillation help, with three seeds and settings chosen on validation (hours; after make repro)
-	@$(if $(PRESET),cd runs/$(PRESET) &&) python -m benchmarks.kd_gain $(or $(STUDY),drawn) --into $(CURDIR)/reports/kd_gain
+	@$(if $(PRESET),cd $(RUN) &&) python -m benchmarks.kd_gain $(or $(STUDY),drawn) --into $(CURDIR)/reports/kd_gain
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

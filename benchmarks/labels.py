@@ -12,7 +12,8 @@ import pandas as pd
 
 from benchmarks import measure
 from stages import harmonize
-from stages.core import params, plugins, raw
+from stages.core import findings, params, plugins
+from stages.sources import raw
 
 ROWS = 500_000
 MAX_SECONDS, MAX_MB = 60, 4096
@@ -49,7 +50,9 @@ def ours(settings: Any) -> None:
     """Read, harmonize, split and check all three."""
     for name in PACKED:
         plugin = plugins.load("datasets", name)
-        harmonize.harmonize(read(name, plugin, settings.max_table_mb), plugin, name, choices(name, settings))
+        harmonize.harmonize(
+            read(name, plugin, settings.max_table_mb), plugin, name, choices(name, settings), findings.vocabulary()
+        )
 
 
 def theirs() -> None:
@@ -75,7 +78,9 @@ def many_rows() -> None:
     rows.attrs = table.attrs
     del parts, table
     start = time.perf_counter()
-    harmonize.harmonize({PACKED["padchest"]: rows}, plugin, "padchest", choices("padchest", settings))
+    harmonize.harmonize(
+        {PACKED["padchest"]: rows}, plugin, "padchest", choices("padchest", settings), findings.vocabulary()
+    )
     print(time.perf_counter() - start)
     print(measure.own_peak_mb())
 

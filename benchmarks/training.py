@@ -28,9 +28,13 @@ from torchdistill.core.distillation import get_distillation_box
 
 from benchmarks import measure
 from stages import profile
-from stages.core import layers, models, objectives, params, training
-from stages.core.images import Images
+from stages.core import params
+from stages.learning import layers, objectives
+from stages.learning.cohort import Cohort, Part
+from stages.learning.trainer import Recipe, Trainer
 from stages.losses import sigmoid_kd
+from stages.nets import nets
+from stages.sources.images import Images
 
 OUTPUTS, SIZE_PX = 14, 64
 FEW, MANY = 2_000, 20_000
@@ -64,7 +68,7 @@ class Case:
 
     def net(self, architecture: str) -> nn.Module:
         """A net in channels-last, in training mode."""
-        return models.build_model(architecture, OUTPUTS, self.size_px).to(self.device).train()
+        return nets.build_model(architecture, OUTPUTS, self.size_px).to(self.device).train()
 
     def student(self) -> nn.Module:
         """The student with the faster layers that all of ours have."""
@@ -76,7 +80,7 @@ class Case:
         """Films and labels that are in memory already."""
         shape = (self.settings.batch_size, self.size_px, self.size_px)
         films = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-        return models.to_input(films, self.device), torch.rand(shape[0], OUTPUTS, device=self.device).round()
+        return nets.to_input(films, self.device), torch.rand(shape[0], OUTPUTS, device=self.device).round()
 
     def autocast(self, is_bf16: bool) -> AbstractContextManager[Any]:
         """bf16 where it is wanted."""
@@ -88,7 +92,7 @@ class Case:
             torch.cuda.synchronize()
 
 
-def cohort(folder: Path, count: int, size_px: int) -> training.Cohort:
+def cohort(folder: Path, count: int, size_px: int) -> Cohort:
     """So many films of noise with labels, in a shard."""
     rng = np.random.default_rng(0)
     name = f"shard_{size_px}.npy"
@@ -99,23 +103,23 @@ def cohort(folder: Path, count: int, size_px: int) -> training.Cohort:
     names = [str(number) for number in range(count)]
     rows = pd.DataFrame({"dataset": "drawn", "image": names, "patient": names})
     films = Images(folder, [name] * count, range(count))
-    part = training.Part(rows, films, rng.integers(0, 2, (count, OUTPUTS)).astype(np.float32))
+    part = Part(rows, films, rng.integers(0, 2, (count, OUTPUTS)).astype(np.float32))
     findings = [f"finding {number}" for number in range(OUTPUTS)]
-    return training.Cohort({"findings": findings, "size_px": size_px}, part, part)
+    return Cohort({"findings": findings, "size_px": size_px}, part, part)
 
 
 class Ours:
     """Our loop, as `training.train` builds it, with reading and views; with soft labels it distils."""
 
-    def __init__(self, net: nn.Module, drawn: training.Cohort, case: Case, views: Any, is_distilled: bool) -> None:
+    def __init__(self, net: nn.Module, drawn: Cohort, case: Case, views: Any, is_distilled: bool) -> None:
         terms: Callable[..., Any] = objectives.undistilled
         soft = None
         if is_distilled:
             soft = np.zeros((views.count, len(drawn.train.rows), OUTPUTS), np.float16)
             terms = partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=ALPHA, temperature=TEMPERATURE))
         self.case = case
-        recipe = training.Recipe(drawn, terms, case.settings, views, 0, ("bench",), soft)
-        self.trainer = training.Trainer(net, recipe, case.device)
+        recipe = Recipe(drawn, terms, case.settings, views, 0, ("bench",), soft)
+        self.trainer = Trainer(net, recipe, case.device)
         self.trainer.task.train()
 
     def steps(self, count: int = STEPS) -> None:
@@ -301,7 +305,7 @@ def of_peak(folder: Path, architecture: str, case: Case, views: Any, peak: float
 def memory(count: int) -> None:
     """Print the peak memory of some steps on so many films."""
     settings = params.parse(params.read())
-    case = Case(settings.train.student, SIZE_PX, models.fix(settings.threads))
+    case = Case(settings.train.student, SIZE_PX, nets.fix(settings.threads))
     with tempfile.TemporaryDirectory() as folder:
         drawn = cohort(Path(folder), count, SIZE_PX)
         Ours(case.student(), drawn, case, settings.views, is_distilled=False).steps(3 * STEPS)
@@ -311,7 +315,7 @@ def memory(count: int) -> None:
 def run() -> list[measure.Line]:
     """The lines on training."""
     whole = params.parse(params.read())
-    device, views = models.fix(whole.threads), whole.views
+    device, views = nets.fix(whole.threads), whole.views
     ours, teachers = (Case(settings, SIZE_PX, device) for settings in (whole.train.student, whole.train.teacher))
     papers = Case(ours.settings.model_copy(update={"batch_size": PAPER_BATCH}), PAPER_PX, device)
     with tempfile.TemporaryDirectory() as name:

@@ -6,7 +6,6 @@ it. Stops on a finding that a data set never annotates, on a policy that has no 
 have no image, or more images no row, than params allow.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
-from stages.core import files, findings, params, seeds
+from stages.core import arguments, files, findings, params, seeds
 
 SMOOTHED = (0.55, 0.85)  # what `smoothed` draws an uncertain label from (Pham et al. 2021, U-Ones with smoothing)
 FIXED = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan, "teacher": np.nan}
@@ -132,8 +132,24 @@ def require_annotated(labels: pd.DataFrame, dataset: str, names: list[str]) -> N
         raise ValueError(f"{dataset} never annotates {', '.join(never)}: take them out of datasets.{dataset}.findings")
 
 
+def in_order(labels: Path, listed: Mapping[str, list[str]]) -> list[str]:
+    """The findings that params list for the data sets of a cohort, in the order of the labels' columns."""
+    with (labels / f"{next(iter(listed))}.parquet").open("rb") as file:
+        columns = pq.read_schema(file).names
+    return findings.in_order_of(columns, {name for names in listed.values() for name in names})
+
+
 def read_part(labels: Path, images: Path, dataset: str, own: list[str], names: list[str], limits: Any) -> Part:
-    """Read a data set's labels and index, and join them."""
+    """Read a data set's labels and index, and join them.
+
+    Args:
+        labels: the folder of labels.
+        images: the folder of films.
+        dataset: its name.
+        own: the findings that params list for it.
+        names: the cohort's findings.
+        limits: `assemble` of params.
+    """
     table = files.read_table(labels / f"{dataset}.parquet")
     require_annotated(table, dataset, own)
     left_out = files.read_table(labels / f"{dataset}.left_out.parquet")
@@ -172,12 +188,10 @@ def describe(parts: Mapping[str, Part], cohort: str, names: list[str], size_px: 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, join, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohort", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort").parse_args(argv)
     cohort, policies, limits, datasets = params.load(f"cohorts.{args.cohort}", "policies", "assemble", "datasets")
     labels, images = files.input("data/labels"), files.input("data/images")
-    names = findings.in_order({name for dataset in cohort.datasets for name in datasets[dataset].findings})
+    names = in_order(labels, {name: datasets[name].findings for name in cohort.datasets})
     parts = {
         dataset: read_part(labels, images, dataset, datasets[dataset].findings, names, limits)
         for dataset in cohort.datasets

@@ -5,11 +5,13 @@ Reads what harmonize and ingest wrote under reports/labels. Writes reports/label
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from stages.core import cells, charts, files, findings, pages, params, splits
+from stages.core import arguments, files, findings, params
+from stages.judging import cells
+from stages.pages import charts, rendering
+from stages.sources import splits
 
 STATED = ("present", "absent", "implied")
 UNSTATED = ("uncertain", "blank")
@@ -75,24 +77,25 @@ def describe(dataset: str, split: str, written: dict[str, Any], titles: dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """Write reports/labels.html and reports/labels.md."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    title, pixels, datasets = params.load("title", "pixels", "datasets")
+    arguments.parser(__doc__).parse_args(argv)
+    title, phantoms, datasets = params.load("title", "phantoms", "datasets")
     labels = read_labels(files.input("reports/labels"), list(datasets))
-    titles = findings.titles()
+    titles = findings.vocabulary(files.input("stages/findings.csv")).titles
     context = {
         "title": title,
-        "pixels": pixels,
+        "drawn": [name for name in datasets if name in phantoms],
+        "real": [name for name in datasets if name not in phantoms],
         "titles": titles,
         "data": [describe(dataset, datasets[dataset].split, found, titles) for dataset, found in labels.items()],
         "shown": SHOWN,
-        "style": files.input("stages/page.css").read_text(encoding="utf-8"),
+        "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
     }
-    page = files.input("stages/describe.html.j2").read_text(encoding="utf-8")
-    summary = files.input("stages/describe.md.j2").read_text(encoding="utf-8")
+    page = files.input("stages/pages/describe.html.j2").read_text(encoding="utf-8")
+    summary = files.input("stages/pages/describe.md.j2").read_text(encoding="utf-8")
     with files.output("reports/labels.html") as temporary:
-        temporary.write_text(pages.render(page, context, is_html=True), encoding="utf-8")
+        temporary.write_text(rendering.render(page, context, is_html=True), encoding="utf-8")
     with files.output("reports/labels.md") as temporary:
-        temporary.write_text(pages.render(summary, context, is_html=False), encoding="utf-8")
+        temporary.write_text(rendering.render(summary, context, is_html=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

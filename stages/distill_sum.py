@@ -4,43 +4,37 @@ Reads what `distill` reads, and all of stages/losses, since DVC cannot address t
 writes and stops as it does.
 """
 
-import argparse
-
-from stages.core import checkpoints, files, losses, models, params, plugins, soft_labels, training
+from stages.core import arguments, files, params, plugins
+from stages.learning import checkpoints, soft_labels, terms, training
+from stages.learning.cohort import load_cohort
+from stages.learning.trainer import Recipe
+from stages.nets import nets
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohort", required=True)
-    parser.add_argument("--student", required=True)
-    parser.add_argument("--teacher", required=True)
-    parser.add_argument("--sum", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", seed={"type": int}).parse_args(argv)
     seed, threads, views, settings, start, weights, given = params.load(
-        "seed", "threads", "views", "train.student", f"students.{args.student}", f"loss_sums.{args.sum}", "losses"
+        "seed", "threads", "views", "train.student", f"students.{args.student}", f"loss_sums.{args.loss}", "losses"
     )
-    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
     soft = soft_labels.read(files.input(f"data/soft_labels/{args.cohort}/{args.teacher}"), cohort, views, seed, made_by)
     plugins.load("models", args.student)
     plugins.load("models", args.teacher)
-    parts = {
-        part: losses.with_settings(loss, given[part]) for part, loss in plugins.load_all("losses", weights).items()
-    }
-    loss = losses.weighted_sum(parts, weights)
+    parts = {part: terms.with_settings(loss, given[part]) for part, loss in plugins.load_all("losses", weights).items()}
+    loss = terms.weighted_sum(parts, weights)
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
-    recipe = training.Recipe(cohort, loss.terms, settings, views, seed, names, soft, teacher, loss.adapter)
-    with checkpoints.folder("-".join(["distilled", args.teacher, args.sum, *map(str, names)])) as kept:
+    recipe = Recipe(cohort, loss.terms, settings, views, seed, names, soft, teacher, loss.adapter)
+    with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(
-            f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.sum}/{args.seed}"
+            f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}"
         ) as made:
-            models.write(model, about, made)
+            nets.write(model, about, made)
         with files.output(
-            f"reports/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.sum}/{args.seed}.csv"
+            f"reports/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}.csv"
         ) as made:
             training.write_history(history, made)
 

@@ -5,7 +5,6 @@ data set's plug-in uses, its source and its licence, and the names of files that
 table or the images are missing, saying what is expected and where to get it.
 """
 
-import argparse
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.core import archives, files, plugins, raw
+from stages.core import arguments, files, plugins
+from stages.sources import archives, raw
 
 
 def is_used(name: str, plugin: ModuleType) -> bool:
@@ -50,10 +50,7 @@ def unused(names: list[str]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, walk, hash, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--root", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "dataset", "root").parse_args(argv)
     plugin = plugins.load("datasets", args.dataset)
     if not Path(args.root).is_dir():
         raise FileNotFoundError(

@@ -5,7 +5,6 @@ and `reports/export/export.json`. Stops when a logit of student.onnx differs fro
 `export.tolerance` on validation films. The int8 model has no tolerance: its agreement is measured and reported.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from stages.core import files, models, params, plugins, seeds
-from stages.core.images import Images
+from stages.core import arguments, files, params, plugins, seeds
+from stages.nets import nets
+from stages.sources.images import Images
 
 INPUT, OUTPUT = "image", "logits"
 BATCH = 32  # films in memory at once; no number depends on it
@@ -45,7 +45,7 @@ class Films(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no 
 
 def as_input(films: np.ndarray) -> np.ndarray:
     """uint8 films as the exported model takes them, float32 (batch, 3, size_px, size_px)."""
-    return np.ascontiguousarray(models.to_input(films).numpy())
+    return np.ascontiguousarray(nets.to_input(films).numpy())
 
 
 def choose_films(rows: pd.DataFrame, split: str, count: int, names: tuple[str | int, ...]) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def to_onnx(model: nn.Module, size_px: int, opset: int) -> onnx.ModelProto:
         size_px: side of the input.
         opset: version of the operator set.
     """
-    example = models.to_input(np.zeros((2, size_px, size_px), np.uint8))
+    example = nets.to_input(np.zeros((2, size_px, size_px), np.uint8))
     free = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.onnx.export(
         model,
@@ -178,8 +178,8 @@ def preprocessing(about: dict[str, Any]) -> dict[str, Any]:
                 "repeat the grey channel 3 times (order: channel, row, column)",
                 "subtract mean and divide by std, channel by channel",
             ],
-            "mean": list(models.MEAN),
-            "std": list(models.STD),
+            "mean": list(nets.MEAN),
+            "std": list(nets.STD),
         },
         "output": {
             "name": OUTPUT,
@@ -195,14 +195,11 @@ def preprocessing(about: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Export the headline student."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("cohort", "student", "teacher", "loss", "seed"):
-        parser.add_argument(f"--{name}", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", "seed").parse_args(argv)
     settings, seed, threads = params.load("export", "seed", "threads")
-    models.fix(threads)
+    nets.fix(threads)
     plugins.load("models", args.student)
-    model, about = models.load_model(
+    model, about = nets.load_model(
         files.input(f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}")
     )
     cohort = files.input(f"data/cohorts/{args.cohort}")
@@ -211,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     for split in ("train", "val"):
         chosen = choose_films(rows, split, settings.calibration_images, ("export", seed, split))
         films[split] = Images.of_rows(cohort, chosen).take(range(len(chosen)))
-    reference = models.logits(model, batches(films["val"]), torch.device("cpu"))
+    reference = nets.logits(model, batches(films["val"]), torch.device("cpu"))
     with files.output("data/export") as folder, files.output("reports/export/export.json") as report_path:
         fp32, int8 = folder / "student.onnx", folder / "student_int8.onnx"
         folder.mkdir()

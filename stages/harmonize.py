@@ -4,10 +4,10 @@ Reads the manifest and the tables that it pins. Writes `data/labels/<dataset>.pa
 `data/labels/<dataset>.left_out.parquet` (each row that is not used, with its reason), `data/boxes/<dataset>.parquet`
 and `reports/labels/<dataset>.terms.json`. Where params name a file of films, rows of others are left out. Stops on a
 table that is larger than params allow, a missing column, an unknown term, an image with two rows, a patient on both
-sides of a split, a list of films that names what is no image, and when more rows are rejected than params allow.
+sides of a split, a list of films that names what is no image, a plug-in that hands over something else than it should,
+and when more rows are rejected than params allow.
 """
 
-import argparse
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import contracts, files, findings, params, plugins, raw, splits
+from stages.core import arguments, files, findings, params, plugins
+from stages.sources import contracts, raw, splits
 
 FACT_NAMES = {
     findings.PRESENT: "present",
@@ -152,19 +153,24 @@ def read_films(path: Path, plugin: ModuleType) -> list[str]:
     return [image for image in keys if image]
 
 
-def to_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The contract's columns, sorted by image; findings that the data set never annotates are missing."""
-    missing = {name: np.int8(findings.MISSING) for name in findings.names() if name not in rows}
-    table = rows.assign(**missing)[[*contracts.KEYS, *findings.names()]]
+def to_table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The contract's columns, sorted by image; findings that the data set never annotates are missing.
+
+    Args:
+        rows: of a plug-in, those that are kept, with their split.
+        names: all findings, in the vocabulary's order.
+    """
+    missing = {name: np.int8(findings.MISSING) for name in names if name not in rows}
+    table = rows.assign(**missing)[[*contracts.KEYS, *names]]
     text = [name for name in contracts.KEYS if name != "age"]
     return table.astype(dict.fromkeys(text, "str")).sort_values("image", kind="stable").reset_index(drop=True)
 
 
-def count_facts(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+def count_facts(table: pd.DataFrame, names: list[str]) -> dict[str, dict[str, dict[str, int]]]:
     """Finding -> split -> how many rows state each fact."""
     part = pd.Categorical(table["split"], splits.SPLITS).codes.astype(np.int64)
     counted = {}
-    for name in findings.names():
+    for name in names:
         places = part * len(FACT_NAMES) + table[name].to_numpy() - findings.MISSING
         counts = np.bincount(places, minlength=len(splits.SPLITS) * len(FACT_NAMES)).reshape(len(splits.SPLITS), -1)
         counted[name] = {
@@ -198,7 +204,12 @@ def empty_boxes() -> pd.DataFrame:
 
 
 def harmonize(
-    tables: raw.Tables, plugin: ModuleType, dataset: str, choices: Choices, films: list[str] | None = None
+    tables: raw.Tables,
+    plugin: ModuleType,
+    dataset: str,
+    choices: Choices,
+    vocabulary: findings.Vocabulary,
+    films: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """A data set's tables to labels, rows left out, and the report.
 
@@ -207,12 +218,14 @@ def harmonize(
         plugin: the data set's.
         dataset: its name.
         choices: of params.
+        vocabulary: all findings.
         films: the images that are kept; all without.
 
     Raises:
         ValueError: see the module's docstring.
     """
-    rows, terms, notes = plugin.harmonize(tables)
+    file = f"stages/datasets/{dataset}.py"
+    rows, terms, notes = contracts.require_harmonized(plugin.harmonize(tables), plugin.TERMS, file)
     require_unique(rows, dataset)
     rows, nulled = clean(rows, plugin.AGES)
     split = assign_split(rows, dataset, choices.split, choices.val_fraction, choices.test_fraction)
@@ -227,8 +240,8 @@ def harmonize(
             f"{dataset}: {is_fault.sum()} of {len(rows)} rows are rejected, more than the share "
             f"{choices.max_rejected_rows:g} (params.yaml: datasets.{dataset}.max_rejected_rows): {counts}"
         )
-    table = to_table(rows.assign(split=split)[reason == ""])
-    contracts.check(table, contracts.labels(), f"labels of {dataset}")
+    table = to_table(rows.assign(split=split)[reason == ""], vocabulary.names)
+    contracts.check(table, contracts.labels(vocabulary.names), f"labels of {dataset}")
     groups = table.groupby("split")
     report = {
         "dataset": dataset,
@@ -237,8 +250,8 @@ def harmonize(
         "patients": {part: int(count) for part, count in groups["patient"].nunique().items()},
         "left_out": counts,
         "nulled": nulled,
-        "findings": count_facts(table),
-        "together": count_together(table, findings.in_order(set(plugin.TERMS))),
+        "findings": count_facts(table, vocabulary.names),
+        "together": count_together(table, vocabulary.in_order(plugin.TERMS)),
         "terms": explain_terms(terms, plugin),
         "notes": notes,
     }
@@ -247,10 +260,7 @@ def harmonize(
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, harmonize, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--root", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "dataset", "root").parse_args(argv)
     *chosen, max_table_mb = params.load(
         f"datasets.{args.dataset}.split",
         f"datasets.{args.dataset}.val_fraction",
@@ -267,9 +277,10 @@ def main(argv: list[str] | None = None) -> None:
     choices = Choices(*chosen)
     tables = raw.tables(root, manifest, plugin, max_table_mb)
     films = read_films(root / choices.films, plugin) if choices.films else None
-    labels, left_out, report = harmonize(tables, plugin, args.dataset, choices, films)
+    vocabulary = findings.vocabulary(files.input("stages/findings.csv"))
+    labels, left_out, report = harmonize(tables, plugin, args.dataset, choices, vocabulary, films)
     boxes = plugin.boxes(tables) if hasattr(plugin, "boxes") else empty_boxes()
-    contracts.check(boxes, contracts.boxes(), f"boxes of {args.dataset}")
+    contracts.require_boxes(boxes, vocabulary.names, f"stages/datasets/{args.dataset}.py")
     report["boxes"] = {"drawn": len(boxes), "of a row left out": int((~boxes["image"].isin(labels["image"])).sum())}
     with files.output(f"data/labels/{args.dataset}.parquet") as path:
         files.write_table(labels, path)

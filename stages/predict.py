@@ -5,7 +5,6 @@ knows. Test rows without a film are left out (`assemble` counts them). A precomp
 which its table has no film; a table that has some of a data set's test films, and not all, stops the stage.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stages.core import files, models, params, plugins, precomputed
-from stages.core.images import Images
+from stages.core import arguments, files, params, plugins
+from stages.nets import nets, probability_table
+from stages.sources.images import Images
 
 BATCH = 128  # films a forward pass
 
@@ -56,34 +56,33 @@ def predictions(score: Score, findings: list[str], labels: Path, images: Path, d
 
 def of_net(model: nn.Module, device: torch.device) -> Score:
     """The logits that a net gives, as `predictions` asks for them."""
-    return lambda rows, folder: models.logits(model, models.in_batches(Images.of_rows(folder, rows), BATCH), device)
+    return lambda rows, folder: nets.logits(model, nets.in_batches(Images.of_rows(folder, rows), BATCH), device)
 
 
 def of_table(table: pd.DataFrame) -> Score:
     """The logits of a table, as `predictions` asks for them."""
 
     def score(rows: pd.DataFrame, folder: Path) -> np.ndarray:
-        is_covered = precomputed.key(rows["image"]).isin(table.index).any()
-        return precomputed.logits(table, rows["image"][: None if is_covered else 0], f"test films of {folder.name}")
+        is_covered = probability_table.key(rows["image"]).isin(table.index).any()
+        return probability_table.logits(
+            table, rows["image"][: None if is_covered else 0], f"test films of {folder.name}"
+        )
 
     return score
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, compute, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--arch", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "model", "arch").parse_args(argv)
     threads, datasets = params.load("threads", "datasets")
     plugins.load("models", args.arch)
-    device = models.fix(threads)
+    device = nets.fix(threads)
     folder = files.input(f"data/models/{args.model}")
     labels, images = files.input("data/labels"), files.input("data/images")
     if plugins.model_kind(args.arch) == "table":
-        score, outputs = of_table(found := precomputed.load(folder)), list(found.columns)
+        score, outputs = of_table(found := probability_table.load(folder)), list(found.columns)
     else:
-        model, about = models.load_model(folder)
+        model, about = nets.load_model(folder)
         score, outputs = of_net(model.to(device), device), about["findings"]
     table = predictions(score, outputs, labels, images, sorted(datasets))
     with files.output(f"data/predictions/{args.model}.parquet") as made:

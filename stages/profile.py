@@ -5,7 +5,6 @@ every machine) and `<arch>.timing.json` (latency, memory: they differ from run t
 cost: all is null, with the reason. Stops on an architecture that cannot be built at a size of `profile.sizes_px`.
 """
 
-import argparse
 import platform
 import resource
 import sys
@@ -21,7 +20,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from stages.core import files, models, params, plugins
+from stages.core import arguments, files, params, plugins
+from stages.nets import nets
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses when imported, which torch deprecates
@@ -56,7 +56,7 @@ def exact_cost(architecture: str, outputs: int, sizes_px: list[int]) -> dict[str
 
     Nets with position embeddings have some more parameters at larger sizes.
     """
-    model = models.build_model(architecture, outputs, max(sizes_px))
+    model = nets.build_model(architecture, outputs, max(sizes_px))
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return {
         "architecture": architecture,
@@ -64,7 +64,7 @@ def exact_cost(architecture: str, outputs: int, sizes_px: list[int]) -> dict[str
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_bytes": len(save(weights)),
         "compute": [
-            count_macs(models.build_model(architecture, outputs, size).eval(), size) for size in sorted(sizes_px)
+            count_macs(nets.build_model(architecture, outputs, size).eval(), size) for size in sorted(sizes_px)
         ],
         "reason": None,
     }
@@ -108,8 +108,8 @@ def time_inference(architecture: str, outputs: int, sizes_px: list[int], repeats
 
 def time_size(architecture: str, outputs: int, size_px: int, repeats: int) -> dict[str, Any]:
     """Latency at one size, and this process's peak memory after it."""
-    model = models.build_model(architecture, outputs, size_px).eval()
-    film = models.to_input(np.zeros((1, size_px, size_px), np.uint8))
+    model = nets.build_model(architecture, outputs, size_px).eval()
+    film = nets.to_input(np.zeros((1, size_px, size_px), np.uint8))
     times_ms = []
     with torch.inference_mode():
         for number in range(repeats + repeats // 2):
@@ -143,13 +143,10 @@ def measured_cost(architecture: str, outputs: int, sizes_px: list[int], repeats:
 
 def main(argv: list[str] | None = None) -> None:
     """Profile one architecture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", required=True)
-    parser.add_argument("--role", required=True, choices=("teacher", "student"))
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "arch", role={"choices": ("teacher", "student")}).parse_args(argv)
     settings, threads = params.load("profile", "threads")
     plugins.load("models", args.arch)
-    models.fix(threads)
+    nets.fix(threads)
     if plugins.model_kind(args.arch) == "table":
         exact, timing = no_cost(args.arch, settings.outputs)
     else:

@@ -5,7 +5,6 @@ Writes reports/index.html and reports/report.md; the same inputs give the same b
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
 
-import argparse
 import base64
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import cells, charts, files, findings, pages, params
+from stages.core import arguments, files, findings, params
+from stages.judging import cells
+from stages.pages import charts, published, rendering
 
 MINUS = charts.MINUS
 NAMES = {"teacher": "Teacher", "twin": "Twin", "distilled": "Distilled"}
+COMMON_MEANS = ("all", "shared7")  # that evaluate reports for every data set
 LATE = 0.75  # the last quarter of a schedule begins here
+
+Shown = dict[str, cells.Model]  # kind -> the headline's model of a cohort
 
 
 def read_metrics(folder: Path, datasets: list[str]) -> dict[str, Any]:
@@ -85,17 +89,18 @@ def read_studies(folder: Path, title: str) -> dict[str, Any]:
 
 
 def main_mean(measured: dict[str, Any]) -> str:
-    """The mean that is quoted for a data set: what its own benchmark averages, else all findings."""
-    return "competition5" if "competition5" in measured["means"] else "all"
+    """The mean that is quoted for a data set: the first by name that its own benchmark averages, else all findings."""
+    own = (name for name in measured["means"] if name not in COMMON_MEANS and not name.endswith("_per_study"))
+    return min(own, default="all")
 
 
-def trio(headline: Any, cohort: str) -> dict[str, cells.Model]:
+def headline_models(headline: Any, cohort: str) -> Shown:
     """The models of a cohort that the headline names: teacher, twin and distilled."""
     distilled = cells.headline_model(headline, cohort)
     return {"teacher": distilled.its_teacher(), "twin": distilled.twin(), "distilled": distilled}
 
 
-def summarize(dataset: str, measured: dict[str, Any], shown: dict[str, cells.Model]) -> dict[str, Any]:
+def summarize(dataset: str, measured: dict[str, Any], shown: Shown) -> dict[str, Any]:
     """The headline cell on one data set: scores, paired differences, charts."""
     mean = main_mean(measured)
     scores = {kind: measured["models"][model.id]["means"][mean] for kind, model in shown.items()}
@@ -202,7 +207,7 @@ def tabulate(models: list[cells.Model], metrics: dict[str, Any], headline: Any) 
                 score["gain"] = compared[f"{model.id} - {model.twin().id}"]["means"][mean]
             scores.append(score)
         row = {"model": model, "name": NAMES[model.kind], "scores": scores, "span": 0}
-        rows.append(row | {"is_headline": model in trio(headline, headline.cohort).values()})
+        rows.append(row | {"is_headline": model in headline_models(headline, headline.cohort).values()})
     cohorts = [headline.cohort, *dict.fromkeys(model.cohort for model in models)]
     rows.sort(key=lambda row: cohorts.index(row["model"].cohort))
     for cohort in cohorts:
@@ -223,7 +228,7 @@ def tabulate_seeds(models: list[cells.Model], metrics: dict[str, Any]) -> list[d
     return rows
 
 
-def cross(trios: dict[str, dict[str, cells.Model]], metrics: dict[str, Any], cohorts: Any) -> list[dict[str, Any]]:
+def train_test_matrix(by_cohort: dict[str, Shown], metrics: dict[str, Any], cohorts: Any) -> list[dict[str, Any]]:
     """Train-on/test-on: for each cohort and kind, the mean over the shared findings on each data set."""
     return [
         {
@@ -233,12 +238,12 @@ def cross(trios: dict[str, dict[str, cells.Model]], metrics: dict[str, Any], coh
             "scores": [measured["models"][model.id]["means"].get("shared7") for measured in metrics.values()],
             "at_home": [dataset in cohorts[cohort].datasets for dataset in metrics],
         }
-        for cohort, shown in trios.items()
+        for cohort, shown in by_cohort.items()
         for kind, model in shown.items()
     ]
 
 
-def per_finding(measured: dict[str, Any], shown: dict[str, cells.Model]) -> list[dict[str, Any]]:
+def per_finding(measured: dict[str, Any], shown: Shown) -> list[dict[str, Any]]:
     """The headline cell, finding by finding."""
     compared = measured["comparisons"]["distilled_minus_twin"][f"{shown['distilled'].id} - {shown['twin'].id}"]
     return [
@@ -271,17 +276,14 @@ def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], head
     ]
     limits = charts.span([value for model in chosen for value in curves[model.id]["val_auroc"]], 0.01)
     others = [loss for loss in dict.fromkeys(model.loss for model in chosen) if loss not in ("", headline.loss)]
+    styles = {loss: f"other{place % 3}" for place, loss in enumerate(others)}
     drawn = []
     for cohort in dict.fromkeys([headline.cohort, *(model.cohort for model in chosen)]):
         lines = [
-            charts.Line(
-                model.loss or model.kind,
-                f"other{others.index(model.loss) % 3}" if model.loss in others else model.kind,
-                points(curves[model.id]),
-            )
+            charts.Line(model.loss or model.kind, styles.get(model.loss, model.kind), points(curves[model.id]))
             for model in chosen
             if model.cohort == cohort
-        ]  # fmt: skip
+        ]
         ends = ", ".join(f"{line.label} {charts.number(line.points[-1][1])}" for line in lines)
         shares = ((0.0, "0"), (0.5, "50%"), (1.0, "100%"))
         chart = charts.lines(f"Validation AUROC, {cohort}: {ends}", lines, limits, shares)
@@ -302,17 +304,15 @@ def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any
         if shared["reason"]:
             rows.append(shared)
         for compute, run in zip(cost["exact"]["compute"], cost["timing"]["runs"], strict=True):
-            rows.append(
-                shared
-                | {
-                    "size_px": compute["size_px"],
-                    "parameters": cost["exact"]["parameters"],
-                    "weights_bytes": cost["exact"]["weights_bytes"],
-                    "macs": compute["macs"],
-                    "latency_ms": run["latency_ms"],
-                    "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
-                }
-            )
+            row = {
+                "size_px": compute["size_px"],
+                "parameters": cost["exact"]["parameters"],
+                "weights_bytes": cost["exact"]["weights_bytes"],
+                "macs": compute["macs"],
+                "latency_ms": run["latency_ms"],
+                "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
+            }
+            rows.append(shared | row)
     return rows
 
 
@@ -340,8 +340,8 @@ def describe(
 ) -> dict[str, Any]:
     """What the templates show of models and metrics."""
     distilled = {model.cohort for model in models if model.kind == "distilled"}
-    trios = {cohort: trio(headline, cohort) for cohort in [headline.cohort, *cohorts] if cohort in distilled}
-    shown = trios[headline.cohort]
+    by_cohort = {name: headline_models(headline, name) for name in [headline.cohort, *cohorts] if name in distilled}
+    shown = by_cohort[headline.cohort]
     summaries = [summarize(dataset, measured, shown) for dataset, measured in metrics.items()]
     draw_forests(summaries)
     settings = next(iter(metrics.values()))["settings"]
@@ -353,11 +353,10 @@ def describe(
         "columns": columns_of(metrics),
         "results": tabulate(models, metrics, headline),
         "over_seeds": tabulate_seeds(models, metrics),
-        "matrix": cross(trios, metrics, cohorts),
+        "matrix": train_test_matrix(by_cohort, metrics, cohorts),
         "per_finding": {dataset: per_finding(measured, shown) for dataset, measured in metrics.items()},
         "curves": draw_curves(curves, models, headline),
         "metrics": metrics,
-        "titles": findings.titles(),
         "shown": shown,
         "seeds": sorted({model.seed for model in models if model.kind == "twin"}),
     }
@@ -365,8 +364,8 @@ def describe(
 
 def main(argv: list[str] | None = None) -> None:
     """Write reports/index.html and reports/report.md."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    *declared, title, pixels, phantom, datasets = params.load(*cells.PARAMS, "title", "pixels", "phantom", "datasets")
+    arguments.parser(__doc__).parse_args(argv)
+    *declared, title, drawn, phantom, datasets = params.load(*cells.PARAMS, "title", "phantoms", "phantom", "datasets")
     cohorts, teachers, students, *_, headline = declared
     models = cells.models(*declared)
     metrics = read_metrics(files.input("reports/metrics"), list(datasets))
@@ -375,23 +374,26 @@ def main(argv: list[str] | None = None) -> None:
     labels = files.input("reports/labels.html").read_text(encoding="utf-8")
     context = {
         "title": title,
-        "pixels": pixels,
+        "drawn": [name for name in datasets if name in drawn],
+        "real": [name for name in datasets if name not in drawn],
         "phantom": phantom,
-        "labels": pages.block(labels, "labels").group(1),
+        "labels": rendering.block(labels, "labels").group(1),
         "studies": read_studies(files.input("reports/kd_gain"), title),
-        "style": files.input("stages/page.css").read_text(encoding="utf-8"),
+        "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
         "ordered": order_scores,
+        "titles": findings.vocabulary(files.input("stages/findings.csv")).titles,
         "explained": read_explained(files.input("reports/explain"), list(cohorts)),
         "exported": files.read_json(files.input("reports/export/export.json")),
+        "published": published.FIGURES,
         **describe(models, cohorts, headline, metrics, curves),
         **describe_costs(costs, headline),
     }
-    page = files.input("stages/report.html.j2").read_text(encoding="utf-8")
-    summary = files.input("stages/report.md.j2").read_text(encoding="utf-8")
+    page = files.input("stages/pages/report.html.j2").read_text(encoding="utf-8")
+    summary = files.input("stages/pages/report.md.j2").read_text(encoding="utf-8")
     with files.output("reports/index.html") as temporary:
-        temporary.write_text(pages.render(page, context, is_html=True), encoding="utf-8")
+        temporary.write_text(rendering.render(page, context, is_html=True), encoding="utf-8")
     with files.output("reports/report.md") as temporary:
-        temporary.write_text(pages.render(summary, context, is_html=False), encoding="utf-8")
+        temporary.write_text(rendering.render(summary, context, is_html=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

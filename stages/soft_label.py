@@ -5,18 +5,20 @@ probabilities, a film's logits serve every view. Stops when the teacher's findin
 and when a table lacks a film.
 """
 
-import argparse
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from stages.core import files, models, params, plugins, soft_labels, training
+from stages.core import arguments, files, params, plugins
+from stages.learning import soft_labels
+from stages.learning.cohort import Part, load_cohort
+from stages.nets import nets
 
 BATCH = 128  # films a forward pass; the logits do not depend on it beyond float rounding
 
 
-def films_of_view(part: training.Part, number: int, views: Any, seed: int) -> Iterator[np.ndarray]:
+def films_of_view(part: Part, number: int, views: Any, seed: int) -> Iterator[np.ndarray]:
     """One view of every film, in batches of uint8 (batch, size_px, size_px)."""
     for start in range(0, len(part.rows), BATCH):
         stop = min(start + BATCH, len(part.rows))
@@ -25,14 +27,11 @@ def films_of_view(part: training.Part, number: int, views: Any, seed: int) -> It
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, compute, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohort", required=True)
-    parser.add_argument("--teacher", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort", "teacher").parse_args(argv)
     seed, threads, views = params.load("seed", "threads", "views")
-    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.teacher)
-    device = models.fix(threads)
+    device = nets.fix(threads)
     teacher = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
     if plugins.model_kind(args.teacher) == "table":
         of_film = soft_labels.of_table(teacher, cohort)
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         model = soft_labels.load_teacher(teacher, cohort).to(device)
         parts = [films_of_view(cohort.train, number, views, seed) for number in range(views.count)]
-        logits = np.stack([models.logits(model, films, device) for films in parts])
+        logits = np.stack([nets.logits(model, films, device) for films in parts])
     with files.output(f"data/soft_labels/{args.cohort}/{args.teacher}") as made:
         soft_labels.write(logits, cohort, views, seed, made, teacher)
 

@@ -3,29 +3,27 @@
 Reads the cohort; writes weights, what is needed to load them, and the learning curve. Stops as `train_teacher` does.
 """
 
-import argparse
-
-from stages.core import checkpoints, files, models, objectives, params, plugins, training
+from stages.core import arguments, files, params, plugins
+from stages.learning import checkpoints, objectives, training
+from stages.learning.cohort import load_cohort
+from stages.learning.trainer import Recipe
+from stages.nets import nets
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohort", required=True)
-    parser.add_argument("--student", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort", "student", seed={"type": int}).parse_args(argv)
     seed, threads, views, settings, start = params.load(
         "seed", "threads", "views", "train.student", f"students.{args.student}"
     )
-    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.student)
     names = ("student", args.cohort, args.student, args.seed)
-    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    recipe = Recipe(cohort, objectives.undistilled, settings, views, seed, names)
     with checkpoints.folder(f"twin-{args.cohort}-{args.student}-{args.seed}") as kept:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(f"data/models/twin/{args.cohort}/{args.student}/{args.seed}") as made:
-            models.write(model, about, made)
+            nets.write(model, about, made)
         with files.output(f"reports/curves/twin/{args.cohort}/{args.student}/{args.seed}.csv") as made:
             training.write_history(history, made)
 

@@ -6,7 +6,6 @@ a table's has one row. Stops on a cohort without training or validation films, o
 loss that is not finite, and on a table that lacks a film or a finding of the cohort or holds what is no probability.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from stages.core import checkpoints, files, models, objectives, params, plugins, precomputed, training
+from stages.core import arguments, files, params, plugins
+from stages.learning import checkpoints, objectives, training
+from stages.learning.cohort import Cohort, load_cohort, mean_auroc
+from stages.learning.trainer import Recipe
+from stages.nets import nets, probability_table
 
 COOLEST, HOTTEST = 0.05, 20.0  # temperatures are sought between these
 
@@ -43,45 +46,47 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(bce, bounds=(np.log(COOLEST), np.log(HOTTEST)), method="bounded").x))
 
 
-def train_net(cohort: training.Cohort, name: str, start: Any, given: tuple[Any, ...], kept: Path) -> Teacher:
+def train_net(cohort: Cohort, name: str, start: Any, given: tuple[Any, ...], kept: Path) -> Teacher:
     """A net (arguments as of `TEACHERS`)."""
     settings, views, seed, threads = given
     names = ("teacher", cohort.about["cohort"], name)
-    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    recipe = Recipe(cohort, objectives.undistilled, settings, views, seed, names)
     model, _, history = training.train(recipe, name, start, threads, kept / "last.pt")
-    return lambda about, folder: models.write(model, about, folder), history
+    return lambda about, folder: nets.write(model, about, folder), history
 
 
-def train_ensemble(cohort: training.Cohort, name: str, start: Any, given: tuple[Any, ...], kept: Path) -> Teacher:
+def train_ensemble(cohort: Cohort, name: str, start: Any, given: tuple[Any, ...], kept: Path) -> Teacher:
     """Each net of an ensemble with a seed of its own, then its temperature on validation."""
     settings, views, seed, threads = given
-    nets: list[nn.Module] = []
+    members: list[nn.Module] = []
     history: list[dict[str, float]] = []
     logits, temperatures = [], []
     for member, _ in enumerate(plugins.constants("models", name)["MEMBERS"]):
         names = ("teacher", cohort.about["cohort"], name, member)
-        recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+        recipe = Recipe(cohort, objectives.undistilled, settings, views, seed, names)
         net, _, rows = training.train(recipe, name, start, threads, kept / f"{member}.pt", member)
-        films = models.in_batches(cohort.val.films, 4 * settings.batch_size)
-        logits.append(models.logits(net, films, next(net.parameters()).device))
+        films = nets.in_batches(cohort.val.films, 4 * settings.batch_size)
+        logits.append(nets.logits(net, films, next(net.parameters()).device))
         temperatures.append(fit_temperature(logits[-1], cohort.val.targets))
         history += [{"member": member} | row | {"step": member * settings.steps + row["step"]} for row in rows]
-        nets.append(net)
-    ensemble = models.Ensemble(nets)
+        members.append(net)
+    ensemble = nets.Ensemble(members)
     ensemble.temperatures.copy_(torch.tensor(temperatures))
     mean = np.mean([z / temperature for z, temperature in zip(logits, temperatures, strict=True)], axis=0)
-    history.append({"step": history[-1]["step"], "val_auroc": training.mean_auroc(mean, cohort.val)})
-    return lambda about, folder: models.write(ensemble, about, folder), history
+    history.append({"step": history[-1]["step"], "val_auroc": mean_auroc(mean, cohort.val)})
+    return lambda about, folder: nets.write(ensemble, about, folder), history
 
 
-def read_table(cohort: training.Cohort, name: str, start: Any, _given: tuple[Any, ...], _kept: Path) -> Teacher:
+def read_table(cohort: Cohort, name: str, start: Any, _given: tuple[Any, ...], _kept: Path) -> Teacher:
     """A table of probabilities, which must have every training and validation film."""
-    clip = plugins.constants("models", name)["CLIP"]
-    table = precomputed.read(Path(start.checkpoint), start.checkpoint_sha256, clip, cohort.findings)
-    precomputed.logits(table, cohort.train.rows["image"], "training films")
-    scores = precomputed.logits(table, cohort.val.rows["image"], "validation films")
-    history = [{"step": 0.0, "val_auroc": training.mean_auroc(scores, cohort.val)}]
-    return lambda about, folder: precomputed.write(table, about, folder), history
+    given = plugins.constants("models", name)
+    table = probability_table.read(
+        Path(start.checkpoint), start.checkpoint_sha256, given["CLIP"], cohort.findings, given.get("COLUMNS")
+    )
+    probability_table.logits(table, cohort.train.rows["image"], "training films")
+    scores = probability_table.logits(table, cohort.val.rows["image"], "validation films")
+    history = [{"step": 0.0, "val_auroc": mean_auroc(scores, cohort.val)}]
+    return lambda about, folder: probability_table.write(table, about, folder), history
 
 
 # kind -> what makes it, from (cohort, name, entry in params.yaml, (settings, views, seed, threads), checkpoint folder)
@@ -90,14 +95,11 @@ TEACHERS = {"net": train_net, "ensemble": train_ensemble, "table": read_table}
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cohort", required=True)
-    parser.add_argument("--teacher", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "cohort", "teacher").parse_args(argv)
     seed, threads, views, settings, start = params.load(
         "seed", "threads", "views", "train.teacher", f"teachers.{args.teacher}"
     )
-    cohort = training.load_cohort(files.input(f"data/cohorts/{args.cohort}"))
+    cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.teacher)
     make = TEACHERS[plugins.model_kind(args.teacher)]
     with checkpoints.folder(f"teacher-{args.cohort}-{args.teacher}") as kept:

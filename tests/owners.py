@@ -54,6 +54,15 @@ def project(folder: Path, **changes: Any) -> None:
         place[last] = value
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(values, file)
+    read_by_stages(folder)
+
+
+def read_by_stages(folder: Path) -> None:
+    """Lay the files that stages read beside their data, the table of findings and the templates, in a project."""
+    for path in [REPOSITORY / "stages/findings.csv", *(REPOSITORY / "stages/pages").glob("*.*")]:
+        place = folder / path.relative_to(REPOSITORY)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def film(seed: int, side: int = 96, shape: tuple[int, ...] | None = None) -> np.ndarray:

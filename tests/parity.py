@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import findings, plugins, raw
+from stages.core import findings, plugins
 from stages.datasets import padchest
+from stages.sources import raw
 
 PAGE = Path(__file__).parent.parent / "reports/parity.md"
 VIEWS = ["PA", "AP"]
@@ -152,7 +153,7 @@ def compare(name: str) -> dict[str, Compared]:
             int((facts == findings.UNCERTAIN).sum()),
             terms,
         )
-    return {finding: compared[finding] for finding in findings.in_order(set(compared))}
+    return {finding: compared[finding] for finding in findings.vocabulary().in_order(compared)}
 
 
 def reasons(finding: str, move: tuple[int, int], said: set[str]) -> set[str]:

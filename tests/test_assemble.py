@@ -10,7 +10,7 @@ import pytest
 from owners import chexpert_path, chexpert_row, film, nih_name, padchest_row, png
 
 from stages import assemble
-from stages.core import files, findings, params
+from stages.core import files, findings, schema
 
 PATIENTS = 40
 LOOSE = {"assemble__max_rows_without_image": 1.0, "assemble__max_images_without_row": 1.0, "ingest__size_px": 32}
@@ -40,7 +40,7 @@ def policies(uncertain: str = "ignore", blank: str = "zeros", **per_finding: str
         "uncertain": {"default": uncertain, "per_finding": per_finding},
         "blank": {"default": blank, "per_finding": {}},
     }
-    return params.Policies.model_validate(values)
+    return schema.Policies.model_validate(values)
 
 
 def target(facts: list[int], finding: str = "Edema", dataset: str = "chexpert", **chosen: str) -> list[float]:

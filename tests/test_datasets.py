@@ -13,8 +13,9 @@ import parity
 import pytest
 
 from stages import harmonize
-from stages.core import contracts, findings, plugins, raw
+from stages.core import findings, plugins
 from stages.datasets import chestxray14, chexpert, padchest
+from stages.sources import contracts, raw
 
 NIH_POSITIVES = {
     "Atelectasis": 11559, "Cardiomegaly": 2776, "Consolidation": 4667, "Edema": 2303, "Effusion": 13317,
@@ -44,7 +45,7 @@ def test_every_positive_of_the_whole_nih_table_is_counted() -> None:
 
 def test_the_boxes_of_nih_are_984_on_880_images() -> None:
     boxes = chestxray14.boxes(parity.whole_tables("chestxray14"))
-    contracts.check(boxes, contracts.boxes(), "boxes")
+    contracts.check(boxes, contracts.boxes(findings.vocabulary().names), "boxes")
     assert boxes["image"].nunique() == 880
     assert boxes["finding"].value_counts().to_dict() == {
         "Atelectasis": 180, "Effusion": 153, "Cardiomegaly": 146, "Infiltration": 123, "Pneumonia": 120,
@@ -100,7 +101,7 @@ def test_a_plug_in_defines_what_the_package_says_and_maps_known_findings_only(na
     plugin = plugins.load("datasets", name)
     for text in ("LICENCE", "SOURCE", "ACCESS"):
         assert isinstance(getattr(plugin, text), str), text
-    assert findings.in_order(set(plugin.TERMS))
+    assert findings.vocabulary().in_order(plugin.TERMS)
     assert not {term for terms in plugin.TERMS.values() for term in terms} & set(plugin.RULES)
     assert {kind for columns in plugin.TABLES.values() for kind in columns.values()} <= set(raw.KINDS)
     assert plugin.image_key("Data_Entry.csv") is None

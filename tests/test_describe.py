@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from owners import chexpert_path, chexpert_row, nih_name, padchest_row
 
 from stages import describe
-from stages.core import cells, charts, files, pages, params
+from stages.core import files, params
+from stages.judging import cells
+from stages.pages import charts, rendering
 
 REPOSITORY = Path(__file__).parent.parent
 SPLITS = {"chestxray14": "official", "chexpert": "official", "padchest": "patient_hash"}
@@ -53,18 +56,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the stage's inputs, and the params that it loads."""
     shutil.copytree(written / "reports", tmp_path / "reports")
-    (tmp_path / "stages").mkdir()
-    for name in ("page.css", "describe.html.j2", "describe.md.j2"):
-        shutil.copy(REPOSITORY / "stages" / name, tmp_path / "stages")
+    owners.read_by_stages(tmp_path)
     monkeypatch.chdir(tmp_path)
     load(monkeypatch)
     return tmp_path
 
 
-def load(monkeypatch: pytest.MonkeyPatch, title: str = "Small", pixels: str = "phantom", **splits: str) -> None:
+def load(monkeypatch: pytest.MonkeyPatch, title: str = "Small", drawn: Iterable[str] = SPLITS, **splits: str) -> None:
     """Let params be these."""
     datasets = {name: SimpleNamespace(split=split) for name, split in (splits or SPLITS).items()}
-    monkeypatch.setattr(params, "load", lambda *_: (title, pixels, datasets))
+    monkeypatch.setattr(params, "load", lambda *_: (title, dict.fromkeys(drawn), datasets))
 
 
 def run(project: Path) -> tuple[str, str]:
@@ -166,7 +167,7 @@ def test_findings_together_are_shares_of_the_rows_films(project: Path) -> None:
 
 def test_the_block_for_the_report_holds_all_but_the_frame_and_loads_nothing(project: Path) -> None:
     html, _ = run(project)
-    block = pages.block(html, "labels").group(1)
+    block = rendering.block(html, "labels").group(1)
     assert block.count("<details>") == 3
     assert "<style" not in block
     assert not re.search(r"<script|<link|<img|@import|url\(|http", html.replace("http-equiv", ""))
@@ -184,8 +185,10 @@ def test_a_source_term_is_escaped(project: Path) -> None:
 
 def test_the_page_says_whether_films_are_drawn(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("Simulated films" in page for page in run(project))
-    load(monkeypatch, pixels="real")
+    load(monkeypatch, drawn=())
     assert not any("Simulated" in page for page in run(project))
+    load(monkeypatch, drawn=list(SPLITS)[1:])
+    assert all(f"({', '.join(list(SPLITS)[1:])})" in page for page in run(project))
 
 
 def test_same_inputs_give_same_bytes_and_other_inputs_do_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from stages import evaluate
-from stages.core import cells, files, findings, params
+from stages.core import files, findings, params, schema
+from stages.datasets import chexpert
+from stages.judging import cells, evaluation
 
-SETTINGS = params.Evaluate(replicates=200, confidence=0.95, min_positives=10, margin=0.02, plateau=0.01)
-HEADLINE = params.Headline.model_construct(cohort="joint", student="small", teacher="big", loss="kd", seed=0)
-ALSO = params.AlsoDistill(cohorts=["one"], losses=["kd"])
+SETTINGS = schema.Evaluate(replicates=200, confidence=0.95, min_positives=10, margin=0.02, plateau=0.01)
+HEADLINE = schema.Headline.model_construct(cohort="joint", student="small", teacher="big", loss="kd", seed=0)
+ALSO = schema.DistillAlso(cohorts=["one"], losses=["kd"])
 LOSSES = {"kd": 0, "other": 0}
 DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, {}, [0], ALSO, HEADLINE)
 MODELS = cells.models(*DECLARED)
@@ -60,11 +62,12 @@ def run(
 ) -> dict[str, Any]:
     """The result for these labels, with the table of a model id replaced."""
     tables = {model.id: predict(labels, model) for model in models} | changed
-    predictions = {model: evaluate.select(table, "chexpert", model) for model, table in tables.items()}
-    test = evaluate.match(labels, predictions)
-    sample = evaluate.image_sample(test, predictions, COLUMNS)
+    predictions = {model: evaluation.select(table, "chexpert", model) for model, table in tables.items()}
+    test = evaluation.match(labels, predictions)
+    sample = evaluation.image_sample(test, predictions, COLUMNS)
     studies = (test["patient"] + "/" + test["study"]).to_numpy(str)
-    return evaluate.evaluate(sample, studies, dataset, models, SETTINGS, seed=0, workers=1)
+    means = evaluation.means_of(sample.findings, chexpert.MEANS)
+    return evaluate.evaluate(sample, studies, dataset, means, models, SETTINGS, seed=0, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def result() -> dict[str, Any]:
 def test_facts_become_targets() -> None:
     facts = np.array([findings.PRESENT, findings.ABSENT, findings.IMPLIED, findings.UNCERTAIN, findings.BLANK,
                       findings.MISSING], np.int8)  # fmt: skip
-    np.testing.assert_array_equal(evaluate.targets_of(facts), [1, 0, 0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(evaluation.targets_of(facts), [1, 0, 0, np.nan, np.nan, np.nan])
 
 
 def test_a_finding_without_positives_is_null_with_its_reason(result: dict[str, Any]) -> None:
@@ -104,8 +107,8 @@ def test_positives_of_a_single_patient_give_a_value_without_an_interval() -> Non
 
 def test_a_finding_that_a_cohort_never_saw_is_null_with_its_reason(result: dict[str, Any]) -> None:
     scored = result["models"]["twin/one/small/0"]
-    assert scored["findings"]["Hernia"]["reason"] == evaluate.NOT_AN_OUTPUT
-    assert scored["means"]["all"]["undefined"] == {"Hernia": evaluate.NOT_AN_OUTPUT}
+    assert scored["findings"]["Hernia"]["reason"] == evaluation.NOT_AN_OUTPUT
+    assert scored["means"]["all"]["undefined"] == {"Hernia": evaluation.NOT_AN_OUTPUT}
     assert scored["means"]["all"]["n_findings"] == 5
 
 
@@ -129,10 +132,16 @@ def test_a_study_scores_the_maximum_over_its_images(result: dict[str, Any]) -> N
     assert result["rows"] == {"image": 240, "study": 120, "patient": 60}
 
 
-def test_only_chexpert_is_judged_by_study() -> None:
-    assert set(evaluate.means_of("chestxray14", COLUMNS)) == {"all", "shared7"}
-    assert set(evaluate.means_of("chexpert", COLUMNS)) == {"all", "shared7", "competition5", "competition5_per_study"}
-    assert set(evaluate.means_of("a_new_one", ["Hernia"])) == {"all"}
+def test_the_means_of_a_plug_in_are_reported_per_image_and_per_study_as_far_as_its_findings_are_evaluated() -> None:
+    common, own = {"all", "shared7"}, {"competition5", "competition5_per_study"}
+    assert set(evaluation.means_of(COLUMNS, {})) == common
+    means = evaluation.means_of(COLUMNS[1:], chexpert.MEANS)
+    assert set(means) == common | own
+    assert (
+        means["competition5"].findings == means["competition5_per_study"].findings == chexpert.MEANS["competition5"][1:]
+    )
+    assert [means[name].unit for name in sorted(own)] == ["image", "study"]
+    assert set(evaluation.means_of(["Hernia"], chexpert.MEANS)) == {"all"}
 
 
 def test_every_distilled_student_is_compared_with_its_own_twin_and_teacher(result: dict[str, Any]) -> None:
@@ -178,7 +187,10 @@ def test_with_one_seed_the_difference_of_means_is_that_of_the_seed_and_the_sprea
     for name, mean in paired["means"].items():
         assert {key: over["means"][name][key] for key in mean} == mean
         assert over["means"][name]["per_seed"]["difference"] == [mean["difference"]]
-        assert (over["means"][name]["deviation"], over["means"][name]["deviation_reason"]) == (None, evaluate.ONE_SEED)
+        assert (over["means"][name]["deviation"], over["means"][name]["deviation_reason"]) == (
+            None,
+            evaluation.ONE_SEED,
+        )
 
 
 def test_the_difference_over_seeds_is_the_mean_of_the_seeds_with_their_spread(result: dict[str, Any]) -> None:
@@ -201,12 +213,12 @@ def test_the_interval_over_seeds_averages_the_seeds_within_each_replicate() -> N
     labels = make_labels()
     rng = np.random.default_rng(0)
     replicates = {f"{side}/{seed}": rng.random((201, 1)) for side in "ab" for seed in range(3)}
-    evaluation = evaluate.Evaluation.__new__(evaluate.Evaluation)
-    sample = evaluate.Sample(["Edema"], labels[["Edema"]].to_numpy(float), np.arange(len(labels)) // 4,
+    whole = evaluation.Evaluation.__new__(evaluation.Evaluation)
+    sample = evaluation.Sample(["Edema"], labels[["Edema"]].to_numpy(float), np.arange(len(labels)) // 4,
                              {model: np.zeros((len(labels), 1), np.float32) for model in replicates})  # fmt: skip
-    evaluation.samples, evaluation.means = {"image": sample}, {"all": evaluate.Mean(("Edema",))}
-    evaluation.areas = {("image", model): evaluate.Areas(values, values) for model, values in replicates.items()}
-    found = evaluation.of(["a/0", "a/1", "a/2"], ["b/0", "b/1", "b/2"], 0.9)["means"]["all"]
+    whole.samples, whole.means = {"image": sample}, {"all": evaluation.Mean(("Edema",))}
+    whole.areas = {("image", model): evaluation.Areas(values, values) for model, values in replicates.items()}
+    found = whole.of(["a/0", "a/1", "a/2"], ["b/0", "b/1", "b/2"], 0.9)["means"]["all"]
     averaged = np.mean([replicates[f"a/{seed}"] - replicates[f"b/{seed}"] for seed in range(3)], axis=0)[:, 0]
     assert found["difference"] == pytest.approx(averaged[0], abs=1e-6)
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(averaged[1:], [0.05, 0.95])), abs=1e-6)
@@ -243,7 +255,7 @@ def test_a_precomputed_teacher_without_a_film_of_the_data_set_is_null_with_its_r
     compared = found["comparisons"]["distilled_minus_teacher"]["distilled/joint/small/big/kd/0 - teacher/joint/big"]
     for scored, name in ((alone, "auroc"), (compared, "difference")):
         for value in [*scored["findings"].values(), *scored["means"].values()]:
-            assert (value[name], value["low"], value["reason"]) == (None, None, evaluate.NO_PREDICTION)
+            assert (value[name], value["low"], value["reason"]) == (None, None, evaluation.NO_PREDICTION)
     assert compared["means"]["all"]["non_inferior"] is None
     for kept in ("twin/joint/small/0", "teacher/one/big"):
         assert found["models"][kept] == result["models"][kept]
@@ -266,13 +278,13 @@ def test_a_logit_that_is_not_finite_is_refused(value: float) -> None:
     table = predict(make_labels(), MODELS[0])
     table.loc[5, "Edema"] = value
     with pytest.raises(ValueError, match=r"finite.*chexpert_0005.*twin/a"):
-        evaluate.select(table, "chexpert", "twin/a")
+        evaluation.select(table, "chexpert", "twin/a")
 
 
 def test_an_image_predicted_twice_is_refused() -> None:
     table = predict(make_labels(), MODELS[0])
     with pytest.raises(ValueError, match="one prediction, got several for chexpert_0000"):
-        evaluate.select(pd.concat([table, table[:1]]), "chexpert", "twin/a")
+        evaluation.select(pd.concat([table, table[:1]]), "chexpert", "twin/a")
 
 
 def test_no_image_at_all_is_refused() -> None:

@@ -21,9 +21,11 @@ from torch import nn
 from torch.nn import functional
 
 from stages import explain
-from stages.core import cells, files, findings, localisation, metrics, models, params
+from stages.core import files, findings, params
 from stages.explainers import grad_cam
+from stages.judging import cells, class_maps, gallery, localisation, metrics
 from stages.models import eeea_net_c2  # registers with timm
+from stages.nets import activations, nets
 
 SIZE = 64
 THRESHOLDS = [0.1, 0.5]
@@ -218,44 +220,24 @@ def test_map_equals_the_library_once_rescaled(name: str, max_stride: int, batch:
         torch.manual_seed(3)
         net = timm.create_model(name, num_classes=4, **extra).eval()
     maps = grad_cam.maps(net, batch, [1, 3], max_stride)
-    layer, channels = grad_cam.target_layer(net, max_stride)
+    layer, channels = activations.target_layer(net, max_stride)
     for place, output in enumerate((1, 3)):
-        reshape = lambda features: models.as_grid(features, channels, layer, net)  # noqa: E731
+        reshape = lambda features: nets.as_grid(features, channels, layer, net)  # noqa: E731
         with GradCAM(net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
             wanted = library(batch, [ClassifierOutputTarget(output)] * len(batch))
         mine = scale_cam_image(scale_cam_image(maps[:, place], (SIZE, SIZE)))
         np.testing.assert_allclose(mine, wanted, atol=1e-5)
 
 
-def test_explained_model_is_left_as_it_was(batch: torch.Tensor) -> None:
-    net = models.build_model("resnet18", 3, SIZE).train()
-    net.get_submodule("layer1").eval()
-    modes = [module.training for module in net.modules()]
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    grad_cam.maps(net, batch, [0], 16)
-    assert [module.training for module in net.modules()] == modes
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert not any(module._forward_hooks for module in net.modules())
-    assert torch.is_grad_enabled()
-
-
-def test_frozen_model_has_the_same_maps(batch: torch.Tensor) -> None:
-    net = models.build_model("eeea_net_c2", 3, SIZE).eval()
-    maps = grad_cam.maps(net, batch, [0], 16)
-    assert maps.max() > 0
-    np.testing.assert_array_equal(grad_cam.maps(net.requires_grad_(False), batch, [0], 16), maps)
-
-
 @pytest.mark.parametrize(("max_stride", "side"), [(8, 8), (16, 4), (31, 4), (32, 2)])
 def test_target_is_the_deepest_layer_of_at_most_that_stride(max_stride: int, side: int, batch: torch.Tensor) -> None:
-    net = models.build_model("eeea_net_c2", 3, SIZE).eval()
+    net = nets.build_model("eeea_net_c2", 3, SIZE).eval()
     assert grad_cam.maps(net, batch, [0], max_stride).shape == (2, 1, side, side)
 
 
 def test_stride_that_no_layer_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"explain\.max_stride"):
-        grad_cam.target_layer(models.build_model("resnet18", 3, SIZE), 1)
+        activations.target_layer(nets.build_model("resnet18", 3, SIZE), 1)
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------
@@ -264,25 +246,25 @@ def test_stride_that_no_layer_has_is_refused() -> None:
 def test_every_box_is_scored_or_counted_with_its_reason() -> None:
     boxes = pd.DataFrame({"image": list("aabbcdx"), "finding": ["A", "A", "A", "B", "A", "Z", "A"]})
     boxes[["x", "y", "width", "height"]] = 0.25
-    kept, left_out = explain.select_boxes(boxes, list("abcd"), ["A", "B"], 2, ("test",))
+    kept, left_out = class_maps.select_boxes(boxes, list("abcd"), ["A", "B"], 2, ("test",))
     assert left_out["not on a test film"] == 1
     assert left_out["finding without output"] == 1
     assert kept["image"].nunique() == 2
     assert len(kept) + sum(left_out.values()) == len(boxes)
 
 
-def films_of(facts: list[int], boxed: list[int]) -> explain.Films:
+def films_of(facts: list[int], boxed: list[int]) -> class_maps.Films:
     """Films named 0, 1, ... with one finding."""
     names = [str(number) for number in range(len(facts))]
     table = pd.DataFrame({"image": names, "Nodule": facts})
     drawn = pd.DataFrame({"image": [names[i] for i in boxed], "finding": "Nodule"})
-    return explain.Films(table, None, drawn, {})  # type: ignore[arg-type]  # no pixels are read
+    return class_maps.Films(table, None, drawn, {})  # type: ignore[arg-type]  # no pixels are read
 
 
 def test_a_finding_is_called_on_as_many_films_as_have_it() -> None:
     facts = [1, 1, 0, findings.IMPLIED, 0, findings.UNCERTAIN, findings.MISSING]
     predictions = pd.DataFrame({"image": [str(i) for i in range(7)], "Nodule": [3.0, 0.0, 2.0, 1.0, -1.0, 9.0, 9.0]})
-    found = explain.outcomes(films_of(facts, [0, 1]), predictions, ["Nodule"])
+    found = gallery.outcomes(films_of(facts, [0, 1]), predictions, ["Nodule"])
     assert dict(zip(found["image"], found["outcome"], strict=True)) == {
         "0": "true positive",
         "1": "false negative",
@@ -294,21 +276,21 @@ def test_a_finding_is_called_on_as_many_films_as_have_it() -> None:
 
 def test_present_finding_without_a_box_is_not_shown_where_others_have_one() -> None:
     predictions = pd.DataFrame({"image": list("012"), "Nodule": [3.0, 2.0, 1.0]})
-    assert set(explain.outcomes(films_of([1, 1, 0], [0]), predictions, ["Nodule"])["image"]) == {"0", "2"}
-    assert set(explain.outcomes(films_of([1, 1, 0], []), predictions, ["Nodule"])["image"]) == {"0", "1", "2"}
+    assert set(gallery.outcomes(films_of([1, 1, 0], [0]), predictions, ["Nodule"])["image"]) == {"0", "2"}
+    assert set(gallery.outcomes(films_of([1, 1, 0], []), predictions, ["Nodule"])["image"]) == {"0", "1", "2"}
 
 
 def test_gallery_prefers_different_findings_and_never_repeats_a_film() -> None:
     rows = [(f"a{i}", "A", "true positive") for i in range(50)]
     rows += [("b", "B", "true positive"), ("a0", "A", "true negative")]
     candidates = pd.DataFrame(rows, columns=["image", "finding", "outcome"])
-    chosen = explain.pick_gallery(candidates, 2, ("test",))
+    chosen = gallery.pick_gallery(candidates, 2, ("test",))
     positives = chosen[chosen["outcome"] == "true positive"]
     assert set(positives["finding"]) == {"A", "B"}
     assert chosen["image"].is_unique
-    again = explain.pick_gallery(candidates.sample(frac=1, random_state=0), 2, ("test",))
+    again = gallery.pick_gallery(candidates.sample(frac=1, random_state=0), 2, ("test",))
     pd.testing.assert_frame_equal(again, chosen)
-    other = explain.pick_gallery(candidates, 2, ("control",))
+    other = gallery.pick_gallery(candidates, 2, ("control",))
     assert not other.equals(chosen)
 
 
@@ -317,7 +299,8 @@ def write_data(root: Path, boxed: bool) -> None:
     rng, predictions = np.random.default_rng(0), []
     names = [f"{number:02}.png" for number in range(20)]
     for dataset in params.read(owners.REPOSITORY / "params.yaml")["datasets"]:
-        facts = dict.fromkeys(findings.names(), findings.MISSING) | {name: np.arange(20) % 3 % 2 for name in KNOWN}
+        missing = dict.fromkeys(findings.vocabulary().names, findings.MISSING)
+        facts = missing | {name: np.arange(20) % 3 % 2 for name in KNOWN}
         labels = {"image": names, "patient": [f"p{i // 2}" for i in range(20)], "split": ["train"] * 2 + ["test"] * 18}
         files.write_table(pd.DataFrame(labels | facts), root / f"data/labels/{dataset}.parquet")
         index = pd.DataFrame({"image": names, "shard": np.arange(20) // 10, "row": np.arange(20) % 10})
@@ -328,7 +311,7 @@ def write_data(root: Path, boxed: bool) -> None:
         has_boxes = boxed and dataset == "chestxray14"
         drawn = [(name, finding) for name in names[1::3] if has_boxes for finding in KNOWN]
         boxes = pd.DataFrame(drawn, columns=["image", "finding"], dtype=str)
-        boxes[explain.BOX] = rng.uniform(0.1, 0.4, (len(drawn), 4))
+        boxes[class_maps.BOX] = rng.uniform(0.1, 0.4, (len(drawn), 4))
         files.write_table(boxes, root / f"data/boxes/{dataset}.parquet")
         logits = pd.DataFrame(rng.normal(size=(18, len(KNOWN))).astype(np.float32), columns=KNOWN)
         predictions.append(logits.assign(dataset=dataset, image=names[2:]))
@@ -340,8 +323,8 @@ def write_data(root: Path, boxed: bool) -> None:
         (distilled, "eeea_net_c2", 2),
     ):
         about = {"architecture": architecture, "findings": KNOWN, "size_px": SIZE}
-        net = models.build_model(architecture, len(KNOWN), SIZE, seed=seed)
-        models.write(net, about, root / f"data/models/{folder}")
+        net = nets.build_model(architecture, len(KNOWN), SIZE, seed=seed)
+        nets.write(net, about, root / f"data/models/{folder}")
 
 
 def run(root: Path, **changes: Any) -> tuple[Any, dict[str, bytes]]:
@@ -392,25 +375,25 @@ def test_stored_maps_times_their_peaks_are_the_maps(boxed: Any) -> None:
     root = boxed[0]
     pairs, maps = files.read_table(root / "data/explain/c/pairs.parquet"), np.load(root / "data/explain/c/maps.npz")
     pair = pairs.iloc[4]
-    net, _ = models.load_model(root / "data/models/twin/c/eeea_net_c2/0")
+    net, _ = nets.load_model(root / "data/models/twin/c/eeea_net_c2/0")
     index = files.read_table(root / "data/images/chestxray14/index.parquet").set_index("image").loc[pair["image"]]
     film = np.load(root / f"data/images/chestxray14/shard_{index['shard']:04d}.npy")[index["row"]]
-    wanted = grad_cam.maps(net, models.to_input(film[None]), [KNOWN.index(pair["finding"])], 16)[0, 0]
+    wanted = grad_cam.maps(net, nets.to_input(film[None]), [KNOWN.index(pair["finding"])], 16)[0, 0]
     stored = maps[f"{pair['dataset']}.twin"][pair["place"]].astype(float) * pair["twin_peak"]
     np.testing.assert_allclose(stored, wanted, atol=1e-3 * wanted.max())
 
 
 def test_gallery_is_small_and_shows_each_outcome(boxed: Any) -> None:
     _, report, written = boxed
-    assert len(written["reports/explain/c_gallery.png"]) <= explain.GALLERY_BYTES
-    assert [row["outcome"] for row in report["gallery_rows"]] == list(explain.OUTCOMES)
+    assert len(written["reports/explain/c_gallery.png"]) <= gallery.GALLERY_BYTES
+    assert [row["outcome"] for row in report["gallery_rows"]] == list(gallery.OUTCOMES)
 
 
 def test_run_without_any_box_has_no_score_and_still_a_gallery(tmp_path: Path) -> None:
     write_data(tmp_path, boxed=False)
     report, written = run(tmp_path)
     assert all(part["mean"] is None for part in report["datasets"].values())
-    assert [row["outcome"] for row in report["gallery_rows"]] == list(explain.OUTCOMES)
+    assert [row["outcome"] for row in report["gallery_rows"]] == list(gallery.OUTCOMES)
     assert written["reports/explain/c_gallery.png"].startswith(b"\x89PNG")
 
 
@@ -442,12 +425,12 @@ def test_table_of_an_undeclared_data_set_stops_the_stage(tmp_path: Path) -> None
     (tmp_path / "data/boxes").mkdir(parents=True)
     for dataset in ("one", "two"):
         (tmp_path / f"data/boxes/{dataset}.parquet").touch()
-    data, plan = tmp_path / "data", explain.Plan(grad_cam.maps, None, 100, 0.95, 0)
+    data, plan = tmp_path / "data", class_maps.Plan(grad_cam.maps, None, 100, 0.95, 0)
     with pytest.raises(cells.UndeclaredError, match="two"):
-        explain.load_films(data / "labels", data / "images", data / "boxes", ["one"], KNOWN, plan)
+        class_maps.load_films(data / "labels", data / "images", data / "boxes", ["one"], KNOWN, plan)
 
 
 def test_gallery_that_cannot_be_small_enough_is_refused() -> None:
-    figure = explain.Figure(figsize=(1, 1))
+    figure = gallery.Figure(figsize=(1, 1))
     with pytest.raises(ValueError, match="gallery_per_outcome"):
-        explain.render(figure, 10)
+        gallery.render(figure, 10)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from stages import export
-from stages.core import files, models
+from stages.core import files
+from stages.nets import nets
 
 SIZE = 64
 FINDINGS = ["Cardiomegaly", "Effusion", "Nodule"]
@@ -44,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a student and its cohort, where the stage ran."""
     folder = tmp_path_factory.mktemp("export")
     about = {"architecture": "resnet18", "findings": FINDINGS, "size_px": SIZE}
-    models.write(models.build_model("resnet18", len(FINDINGS), SIZE, seed=4), about, folder / MODEL)
+    nets.write(nets.build_model("resnet18", len(FINDINGS), SIZE, seed=4), about, folder / MODEL)
     names = [f"{number}.png" for number in range(20)]
     rows = pd.DataFrame({"dataset": "chestxray14", "image": names, "split": ["train", "val"] * 10})
     files.write_table(rows.assign(shard="one.npy", row=range(20)), folder / "data/cohorts/c/rows.parquet")
@@ -56,9 +57,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_exported_logits_equal_the_models_for_any_batch(root: Path) -> None:
-    model, _ = models.load_model(root / MODEL)
+    model, _ = nets.load_model(root / MODEL)
     for count in (1, 3, 40):
-        wanted = models.logits(model, [films(count)], torch.device("cpu"))
+        wanted = nets.logits(model, [films(count)], torch.device("cpu"))
         found = export.run_onnx(root / "data/export/student.onnx", films(count), 1)
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
@@ -70,8 +71,8 @@ def test_description_alone_is_enough_to_feed_the_model(root: Path) -> None:
     image = (np.repeat(film[None].astype(np.float32) / 255, 3, axis=0) - mean) / std
     session = export.onnxruntime.InferenceSession((root / "data/export/student.onnx").read_bytes())
     (found,) = session.run([told["output"]["name"]], {told["input"]["name"]: image[None]})
-    model, _ = models.load_model(root / MODEL)
-    np.testing.assert_allclose(found, models.logits(model, [film[None]], torch.device("cpu")), atol=1e-4)
+    model, _ = nets.load_model(root / MODEL)
+    np.testing.assert_allclose(found, nets.logits(model, [film[None]], torch.device("cpu")), atol=1e-4)
     assert told["output"]["findings"] == FINDINGS
 
 
@@ -103,11 +104,11 @@ def test_int8_is_smaller_and_its_agreement_is_reported(root: Path) -> None:
 def test_stage_stops_when_the_export_answers_otherwise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(model: nn.Module, batches: Any, _device: torch.device) -> np.ndarray:
         with torch.inference_mode():
-            return np.concatenate([model(models.to_input(batch)).numpy() for batch in batches]) + 2e-4
+            return np.concatenate([model(nets.to_input(batch)).numpy() for batch in batches]) + 2e-4
 
     before = (root / "reports/export/export.json").read_bytes()
     monkeypatch.chdir(root)
-    monkeypatch.setattr(models, "logits", shifted)
+    monkeypatch.setattr(nets, "logits", shifted)
     made = onnx.load(root / "data/export/student.onnx")
     monkeypatch.setattr(export, "to_onnx", lambda *_: made)
     with pytest.raises(export.ExportError, match=r"export\.tolerance"):

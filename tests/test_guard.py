@@ -28,14 +28,10 @@ def main(argv: list[str] | None = None) -> None:
 STAGE = """
 stages:
   toy:
-    cmd: python -m stages.core.guard stages.toy
+    cmd: python -m stages.pipeline.guard stages.toy
     deps:
     - data/in.txt
-    - stages/core/files.py
-    - stages/core/findings.csv
-    - stages/core/findings.py
-    - stages/core/params.py
-    - stages/core/plugins.py
+    - stages/core
     - stages/toy.py
     params:
     - seed
@@ -102,7 +98,7 @@ def test_inputs_edited_by_another_process_during_the_run_fail_it(tmp_path: Path,
         ("open('data/secret.txt').read()", "toy read data/secret.txt, which dvc.yaml does not declare"),
         ("open('data/other.txt', 'w').write('x')", "toy wrote data/other.txt, which dvc.yaml does not declare"),
         ("open('data/in.txt', 'w').write('x')", "toy wrote data/in.txt, which dvc.yaml does not declare"),
-        ("from stages.core import splits", "imported stages/core/splits.py"),
+        ("from stages.sources import splits", "toy imported stages/sources/splits.py, which dvc.yaml does not declare"),
         ("params.load('threads')", "params read and params declared in dvc.yaml differ: seed, threads"),
     ],
 )
@@ -146,22 +142,9 @@ def test_what_the_project_refuses_is_told_in_a_line_and_a_fault_shows_where(
 
 def test_code_below_a_declared_folder_may_be_imported(tmp_path: Path) -> None:
     folder = project(tmp_path, "from stages.losses import sigmoid_kd")
-    used = [
-        "checkpoints",
-        "images",
-        "kernels",
-        "layers",
-        "losses",
-        "metrics",
-        "models",
-        "objectives",
-        "ranks",
-        "seeds",
-        "training",
-    ]
-    code = "".join(f"    - stages/core/{name}.py\n" for name in used)
-    (folder / "dvc.yaml").write_text(STAGE.replace("    - stages/toy.py\n", f"{code}    - stages/toy.py\n"))
-    assert "toy went outside its declaration in dvc.yaml: imported stages/losses/sigmoid_kd.py" in repro(folder).stderr
+    rooms = "".join(f"    - stages/{name}\n" for name in ("judging", "learning", "nets", "sources"))
+    (folder / "dvc.yaml").write_text(STAGE.replace("    - stages/toy.py\n", f"{rooms}    - stages/toy.py\n"))
+    assert "toy imported stages/losses/sigmoid_kd.py, which dvc.yaml does not declare" in repro(folder).stderr
     text = (
         (folder / "dvc.yaml").read_text().replace("    - stages/toy.py\n", "    - stages/losses\n    - stages/toy.py\n")
     )
@@ -184,4 +167,34 @@ def test_wrong_params_stop_the_stage_before_any_work(tmp_path: Path) -> None:
     assert "params.yaml has 3 fault(s)" in done.stderr
     for fault in ("threads: ", "workers: missing", "wrkers: unknown key"):
         assert fault in done.stderr
+    assert not (folder / "data/out.txt").exists()
+
+
+def test_an_undeclared_import_stops_the_stage_when_it_is_made(tmp_path: Path) -> None:
+    """Not after the stage's work, which may take hours."""
+    trick = "from stages.sources import splits; Path('data/worked.txt').write_text('x')"
+    done = repro(project(tmp_path, trick))
+    assert "imported stages/sources/splits.py" in done.stderr
+    assert "wrote" not in done.stderr
+
+
+def test_a_swallowed_refusal_fails_the_stage_at_its_end(tmp_path: Path) -> None:
+    trick = """
+    try:
+        from stages.sources import splits
+    except RuntimeError:
+        pass"""
+    folder = project(tmp_path, trick)
+    assert "toy went outside its declaration in dvc.yaml: imported stages/sources/splits.py" in repro(folder).stderr
+    assert not (folder / "dvc.lock").exists()
+
+
+def test_what_goes_beyond_the_schema_is_checked_before_the_stage_too(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("        Atelectasis: ones ", "        Atelektasis: ones ", 1))
+    done = repro(folder)
+    assert "policies.chexpert.uncertain.per_finding: unknown finding 'Atelektasis', did you mean Atelectasis?" in (
+        done.stderr
+    )
     assert not (folder / "data/out.txt").exists()

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from owners import chexpert_path, chexpert_row, nih_name, padchest_row
 
 from stages import harmonize
-from stages.core import contracts, files, findings, raw
+from stages.core import files, findings
 from stages.datasets import chestxray14, padchest
+from stages.sources import contracts, raw
 
 BOMB_BYTES = 40_000_000
 
@@ -351,7 +352,7 @@ def test_films_that_state_two_findings_are_counted_together(project: Path) -> No
     together = report["together"]
     assert [together["Mass"][name] for name in ("Mass", "Nodule", "Hernia", "Edema")] == [3, 2, 1, 0]
     assert together["Nodule"]["Mass"] == 2
-    assert list(together) == list(together["Mass"]) == findings.names()[:14]
+    assert list(together) == list(together["Mass"]) == findings.vocabulary().names[:14]
 
 
 def test_boxes_are_fractions_of_the_frame_with_nih_spelling_mapped(project: Path) -> None:
@@ -585,4 +586,67 @@ def test_labels_that_break_the_contract_are_refused_with_column_and_value(projec
     table.loc[3, "Mass"] = np.int8(7)
     table.loc[4, "split"] = "tests"
     with pytest.raises(ValueError, match=r"labels of x breaks its contract: .*Mass.*7.*split.*'tests'"):
-        contracts.check(table, contracts.labels(), "labels of x")
+        contracts.check(table, contracts.labels(findings.vocabulary().names), "labels of x")
+
+
+def column(name: str, value: Any) -> Any:
+    """A change of what a plug-in's `harmonize` returns: a column of its rows."""
+    return lambda rows, terms, notes: (rows.assign(**{name: value}), terms, notes)
+
+
+def with_null(name: str, row: int) -> Any:
+    """The same, with one null."""
+    return lambda rows, terms, notes: (rows.assign(**{name: rows[name].where(rows.index != row)}), terms, notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, *_: rows, "harmonize must return (rows, terms, notes), got DataFrame"),
+        (lambda rows, terms, _: (rows, terms), "harmonize must return (rows, terms, notes), got tuple"),
+        (lambda rows, *rest: (rows.to_dict(), *rest), "rows must be a DataFrame, got dict"),
+        (lambda rows, *rest: (rows.drop(columns=["study", "Mass"]), *rest), "rows lack column study, Mass"),
+        (column("Fracture", np.int8(0)), "rows have column Fracture, which is no key of TERMS"),
+        (lambda rows, *rest: (rows[[*rows, "view"]], *rest), "rows have column view twice"),
+        (lambda rows, *rest: (rows.set_index("image", drop=False), *rest), "must be indexed by row number, got str"),
+        (with_null("patient", 4), "column patient must be text without nulls, got 1, the first in row 4"),
+        (column("patient", 7), "column patient must be text, got integer"),
+        (column("label_source", "reports"), "column label_source must be one of 'report', 'model', 'physician', got"),
+        (column("official", "train"), "'later_test', '', got 'train' in row 2"),
+        (column("age", "50"), "column age must be numbers, got str"),
+        (column("Mass", 0), "column Mass must be int8, got int64"),
+        (column("Mass", np.int8(7)), "column Mass must be facts of core/findings.py, got 7 in row 2"),
+        (lambda rows, terms, notes: (rows, [*terms], notes), "terms must be a dict of text -> int, got list"),
+        (lambda rows, terms, _: (rows, terms, {"odd": 0.5}), "notes must be a dict of text -> int, got 'odd': 0.5"),
+        (lambda rows, _, notes: (rows, {"Mass": np.int64(3)}, notes), "got 'Mass': np.int64(3) (int64)"),
+    ],
+)
+def test_a_plug_in_that_hands_over_something_else_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+) -> None:
+    original = chestxray14.harmonize
+    monkeypatch.setattr(chestxray14, "harmonize", lambda tables: change(*original(tables)))
+    with pytest.raises(contracts.PluginError, match=re.escape(message)) as caught:
+        owners.harmonized("chestxray14", owners.nih(project / "root", owners.nih_rows()))
+    assert str(caught.value).startswith("stages/datasets/chestxray14.py: harmonize")
+    assert "\n" not in str(caught.value)
+    assert not Path("data/labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.to_dict(), "boxes must return a DataFrame, got dict"),
+        (lambda found: found.assign(x=1.5), r"what boxes returns breaks its contract: x: .*1.5"),
+        (lambda found: found.assign(finding="Infiltrate"), r"what boxes returns breaks its contract: finding: .*rate"),
+        (lambda found: found.drop(columns="width"), r"what boxes returns breaks its contract: .*width"),
+    ],
+)
+def test_a_plug_in_with_wrong_boxes_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+) -> None:
+    original = chestxray14.boxes
+    monkeypatch.setattr(chestxray14, "boxes", lambda tables: change(original(tables)))
+    with pytest.raises(contracts.PluginError, match=f"^stages/datasets/chestxray14.py: {message}"):
+        owners.harmonized("chestxray14", owners.nih(project / "root", owners.nih_rows()))
+    assert not Path("data/labels").exists()

@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 from owners import film, nih_name, png
 
 from stages import ingest
-from stages.core import archives, checkpoints, files
+from stages.core import files
 from stages.ingest import decoding, duplicates
+from stages.learning import checkpoints
+from stages.sources import archives
 
 MAX_PIXELS = 40_000_000
 BOMB_BYTES = 40_000_000

@@ -12,7 +12,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.kd_gain import study
-from stages.core import checkpoints, files, params, soft_labels, training
+from stages.core import files, params
+from stages.learning import checkpoints, soft_labels, training
+from stages.learning.cohort import load_cohort
+from stages.pipeline.preset import merged
 
 DATASETS = ("chestxray14", "chexpert", "padchest")
 FINDINGS = ["Effusion", "Pneumothorax"]
@@ -81,7 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files.write_json({"cohort": "joint", "findings": FINDINGS, "size_px": SIZE_PX}, cohort / "cohort.json")
     seed, views, teacher = params.load("seed", "views", "headline.teacher")
     views = views.model_copy(update={"count": STUDY["views"]})
-    loaded = training.load_cohort(cohort)
+    loaded = load_cohort(cohort)
     logits = np.broadcast_to(4 * loaded.train.targets - 2, (views.count, *loaded.train.targets.shape))
     soft_labels.write(logits, loaded, views, seed, tmp_path / f"data/soft_labels/joint/{teacher}", cohort)
     made = tmp_path / "reports/kd_gain"
@@ -212,11 +215,12 @@ def test_an_unfair_or_wrong_study_stops_before_any_training(folder: Path, change
     assert not study.KEPT.exists()
 
 
-@pytest.mark.parametrize(("name", "file"), [("drawn", "params.yaml"), ("nih", "presets/nih_teacher.yaml")])
-def test_a_committed_study_is_a_valid_one(name: str, file: str) -> None:
+@pytest.mark.parametrize(("name", "preset"), [("drawn", None), ("nih", "presets/nih_teacher.yaml")])
+def test_a_committed_study_is_a_valid_one(name: str, preset: str | None) -> None:
     root = Path(__file__).parent.parent
     given = study.Study.model_validate(YAML(typ="safe").load(root / f"benchmarks/kd_gain/{name}.yaml"))
-    parsed = params.parse(params.read(root / file))
+    base = root / "params.yaml"
+    parsed = params.parse(merged(root / preset, base) if preset else params.read(base))
     assert set(given.cohorts) <= set(parsed.cohorts)
     schedule = parsed.train.student.model_copy(update={"steps": given.steps, "evaluations": given.evaluations})
     for method, trials in given.trials.items():

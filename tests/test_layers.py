@@ -10,7 +10,8 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from stages.core import kernels, layers, models
+from stages.learning import kernels, layers
+from stages.nets import nets
 
 LAST = torch.channels_last
 
@@ -156,7 +157,7 @@ def test_gradients_are_the_numerical_ones() -> None:
 
 
 def test_only_plain_layers_are_changed_and_weights_keep_names_and_values() -> None:
-    model = models.build_model("eeea_net_c2", 14, 64)
+    model = nets.build_model("eeea_net_c2", 14, 64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers.speed_up(model)
     kinds = [type(module) for module in model.modules()]
@@ -223,7 +224,7 @@ def test_a_pointwise_convolution_of_other_maps_and_in_evaluation_is_torchs(monke
 
 
 def test_a_students_step_is_that_of_the_plain_net_within_rounding() -> None:
-    plain = models.build_model("eeea_net_c2", 3, 64, seed=1).train().double()
+    plain = nets.build_model("eeea_net_c2", 3, 64, seed=1).train().double()
     fast = copy.deepcopy(plain)
     layers.speed_up(fast)
     films = random(4, 3, 64, 64, seed=2)
@@ -237,7 +238,7 @@ def test_a_students_step_is_that_of_the_plain_net_within_rounding() -> None:
 
 
 def test_in_single_precision_a_students_gradient_is_nearer_the_exact_one_than_the_plain_nets() -> None:
-    plain = models.build_model("eeea_net_c2", 3, 64, seed=1).train()
+    plain = nets.build_model("eeea_net_c2", 3, 64, seed=1).train()
     fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     layers.speed_up(fast)
     films = random(16, 3, 64, 64, seed=2)
@@ -251,7 +252,7 @@ def test_in_single_precision_a_students_gradient_is_nearer_the_exact_one_than_th
 
 LOOPS = """
 import numpy
-from stages.core import kernels
+from stages.learning import kernels
 rows, values, maps = numpy.ones((4, 4), "f4"), numpy.ones((4, 4), "f4"), numpy.ones((2, 4, 4, 4), "f4")
 loops = []
 for activation in (kernels.IDENTITY, kernels.RELU, kernels.HARDSWISH):
@@ -275,7 +276,7 @@ def test_two_steps_alike_give_the_same_bytes() -> None:
     films = random(4, 3, 64, 64, seed=2).float()
     results = []
     for _ in range(2):
-        net = models.build_model("eeea_net_c2", 3, 64, seed=1).train()
+        net = nets.build_model("eeea_net_c2", 3, 64, seed=1).train()
         layers.speed_up(net)
         net(films).square().mean().backward()
         results.append([*(parameter.grad for parameter in net.parameters()), *net.buffers()])

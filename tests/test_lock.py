@@ -1,5 +1,6 @@
 """dvc.lock belongs to the code and params beside it, and the check that says so can fail."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stages.core import lock
+from stages.pipeline import lock
 
 ROOT = Path(__file__).parent.parent
 ENTRIES: dict[str, Any] = {
@@ -20,7 +21,7 @@ ENTRIES: dict[str, Any] = {
 def check(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the check of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
-    words = ["python", "-m", "stages.core.lock", "check"]
+    words = ["python", "-m", "stages.pipeline.lock", "check"]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -52,6 +53,20 @@ def test_a_changed_param_code_file_or_result_is_noticed(checkout: Path) -> None:
     assert done.returncode == 1
     for part in ("losses.sigmoid_kd", "stages/losses/paper.py: modified", "reports/metrics/padchest.json: modified"):
         assert part in done.stdout
+
+
+def test_outputs_with_other_bytes_than_in_another_lock_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**ENTRIES, "b": ENTRIES["b"] | {"outs": [{"path": "data/b", "md5": "9"}, {"path": "data/c", "md5": "3"}]}}
+    monkeypatch.chdir(tmp_path)
+    for name, stages in (("dvc.lock", ENTRIES), ("other.lock", other)):
+        Path(name).write_text(json.dumps({"stages": stages}))
+    assert lock.compare(Path("other.lock")) == [
+        "differs: data/b",
+        "only in other.lock: data/c",
+        "1 outputs have the same bytes, 2 do not",
+    ]
 
 
 def test_a_chain_that_does_not_close_is_named() -> None:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from stages.core import metrics, seeds
+from stages.core import seeds
+from stages.judging import metrics
 
 ROWS = st.integers(2, 60)
 

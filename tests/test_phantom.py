@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from stages import phantom
 from stages.core import findings, params, plugins
-from stages.core.params import Difficulty, Interval
+from stages.core.schema import Difficulty, Interval
 from stages.harmonize import assign_split
 from stages.phantom import layouts, truth
 from stages.phantom.anatomy import Anatomy, shape_chest
@@ -61,7 +61,7 @@ def inside(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
 
 
 def test_every_finding_of_the_table_can_be_drawn() -> None:
-    assert set(findings.names()) == DRAWN
+    assert set(findings.vocabulary().names) == DRAWN
 
 
 def test_film_follows_from_the_seed_alone() -> None:

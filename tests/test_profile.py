@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages import profile
-from stages.core import models
+from stages.nets import nets
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_operator_without_a_count_is_named() -> None:
 
 
 def test_weight_bytes_are_those_of_the_file(tmp_path: Path) -> None:
-    state = models.build_model("resnet18", 14, 64).state_dict()
+    state = nets.build_model("resnet18", 14, 64).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "weights.safetensors")
     cost = profile.exact_cost("resnet18", 14, [64])
     assert cost["weights_bytes"] == (tmp_path / "weights.safetensors").stat().st_size

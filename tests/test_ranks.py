@@ -20,7 +20,11 @@ import test_training as single
 import torch
 from torch import Tensor, nn
 
-from stages.core import files, models, objectives, params, ranks, seeds, training
+from stages.core import files, params, seeds
+from stages.learning import objectives, ranks, training
+from stages.learning.cohort import Cohort
+from stages.learning.trainer import Recipe, Terms, Trainer, TrainingError
+from stages.nets import nets
 
 TOLERANCE = 1e-5  # of the norm of all weights: sums in another order
 VIEWS = params.parse(params.read(single.ROOT / "params.yaml")).views
@@ -36,14 +40,14 @@ def frozen(model: nn.Module) -> nn.Module:
     return model
 
 
-def fit_frozen(cohort: training.Cohort, checkpoint: Path) -> None:
+def fit_frozen(cohort: Cohort, checkpoint: Path) -> None:
     """An epoch with a loss that has all there is: masks of two kinds, soft labels, and a teacher's features."""
-    models.fix(threads=1)
-    kd = single.distilled("cam_transfer", VIEWS) | {"teacher": models.build_model("resnet10t", 2, 64, seed=5)}
+    nets.fix(threads=1)
+    kd = single.distilled("cam_transfer", VIEWS) | {"teacher": nets.build_model("resnet10t", 2, 64, seed=5)}
     settings = single.settings(batch_size=4, steps=7, lr=0.02)
-    model = frozen(models.build_model("resnet10t", 2, 64, seed=1))
-    recipe = training.Recipe(cohort, kd["terms"], settings, VIEWS, 17, single.NAMES, kd["soft"], kd["teacher"])
-    run = training.Trainer(model, recipe, single.CPU)
+    model = frozen(nets.build_model("resnet10t", 2, 64, seed=1))
+    recipe = Recipe(cohort, kd["terms"], settings, VIEWS, 17, single.NAMES, kd["soft"], kd["teacher"])
+    run = Trainer(model, recipe, single.CPU)
     run.fit(checkpoint)
     run.save(checkpoint)
 
@@ -58,7 +62,7 @@ def test_two_ranks_agree_with_one_process_after_an_epoch_of_the_same_batches(tmp
     fit_frozen(cohort, tmp_path / "one.pt")
     ranks.launch(fit_frozen, 2, cohort, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
-    start = models.build_model("resnet10t", 2, 64, seed=1).state_dict()
+    start = nets.build_model("resnet10t", 2, 64, seed=1).state_dict()
     for part in ("model", "averaged"):
         given, found, began = (
             torch.cat([value.double().flatten() for value in state.values() if value.is_floating_point()])
@@ -70,12 +74,12 @@ def test_two_ranks_agree_with_one_process_after_an_epoch_of_the_same_batches(tmp
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def train(folder: Path, cohort: training.Cohort, terms: training.Terms, **changes: Any) -> Any:
+def train(folder: Path, cohort: Cohort, terms: Terms, **changes: Any) -> Any:
     """`training.train` of the tiny student with two processes."""
     folder.mkdir(exist_ok=True)
     settings = single.settings(**({"processes": 2} | changes))
     start = params.parse(params.read(single.ROOT / "params.yaml")).students["eeea_net_c2"]
-    recipe = training.Recipe(cohort, terms, settings, VIEWS, 17, single.NAMES)
+    recipe = Recipe(cohort, terms, settings, VIEWS, 17, single.NAMES)
     return training.train(recipe, "eeea_net_c2", start, 1, folder / "last.pt")
 
 
@@ -106,7 +110,7 @@ def test_a_rank_that_dies_is_named_and_the_next_run_ends_with_the_bytes_of_an_un
     terms = partial(at_step, 8, 1, partial(die, flag))
     undisturbed, _, history = train(tmp_path / "undisturbed", cohort, terms)
     flag.touch()
-    with pytest.raises(training.TrainingError, match=r"rank 1 of 2: died of SIGKILL .*run again to go on"):
+    with pytest.raises(TrainingError, match=r"rank 1 of 2: died of SIGKILL .*run again to go on"):
         train(tmp_path / "killed", cohort, terms)
     left = torch.load(tmp_path / "killed/last.pt", weights_only=True)
     assert left["progress"]["step"] == 5
@@ -117,9 +121,7 @@ def test_a_rank_that_dies_is_named_and_the_next_run_ends_with_the_bytes_of_an_un
 
 def test_a_loss_that_is_no_number_in_one_rank_stops_all_with_step_and_films(tmp_path: Path) -> None:
     cohort = single.drawn(tmp_path / "cohort", 32)
-    with pytest.raises(
-        training.TrainingError, match=r"rank \d of 2: .*the loss is nan at step 3 .*batch of \d+\.png, "
-    ):
+    with pytest.raises(TrainingError, match=r"rank \d of 2: .*the loss is nan at step 3 .*batch of \d+\.png, "):
         train(tmp_path / "spoilt", cohort, partial(at_step, 4, 1, spoil), steps=4)
 
 
@@ -131,7 +133,7 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path: Path, monke
 
 
 def test_only_the_first_rank_holds_the_lock_and_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.core import checkpoints
+    from stages.learning import checkpoints
 
     monkeypatch.chdir(tmp_path)
     with checkpoints.folder("a", fact=1) as kept:
@@ -149,7 +151,7 @@ def test_torchrun_trains_as_a_stage_that_starts_its_own_ranks(project: Path, tmp
     (project / "data/cohorts").mkdir(parents=True)
     (tmp_path / "cohort").rename(project / "data/cohorts/joint")
     cell = ["stages.train_student", "--cohort", "joint", "--student", "eeea_net_c2", "--seed", "0"]
-    guarded = ["-m", "stages.core.guard", *cell]
+    guarded = ["-m", "stages.pipeline.guard", *cell]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     made = project / "data/models/twin/joint/eeea_net_c2/0/weights.safetensors"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import plugins, readme
+from stages.core import plugins
+from stages.pages import readme
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -13,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_tables_are_the_reports() -> None:
     sources = {name: (ROOT / path).read_text(encoding="utf-8") for name, path in readme.SOURCES.items()}
-    assert readme.filled(TEXT, sources) == TEXT, "run `python -m stages.core.readme`"
+    assert readme.filled(TEXT, sources) == TEXT, "run `python -m stages.pages.readme`"
 
 
 def test_a_missing_marker_is_named() -> None:

@@ -2,28 +2,32 @@
 
 import re
 import shutil
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import owners
 import pandas as pd
 import pytest
 from PIL import Image
 
 from stages import evaluate, report
-from stages.core import cells, charts, files, findings, params
+from stages.core import files, findings, params, plugins, schema
+from stages.judging import cells, evaluation
+from stages.pages import charts
 
 REPOSITORY = Path(__file__).parent.parent
-SETTINGS = params.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02, plateau=0.01)
-HEADLINE = params.Headline.model_construct(
+SETTINGS = schema.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02, plateau=0.01)
+HEADLINE = schema.Headline.model_construct(
     cohort="joint", student="eeea_net_c2", teacher="resnet18", loss="sigmoid_kd", seed=0
 )
 DATASETS = {
-    "chestxray14": findings.names()[:14],
-    "chexpert": [*evaluate.SHARED, "Support_Devices", "Fracture"],
-    "padchest": [*evaluate.SHARED, "Nodule", "Scoliosis", "Tuberculosis"],
+    "chestxray14": findings.vocabulary().names[:14],
+    "chexpert": [*evaluation.SHARED, "Support_Devices", "Fracture"],
+    "padchest": [*evaluation.SHARED, "Nodule", "Scoliosis", "Tuberculosis"],
 }
 COHORTS = {name: SimpleNamespace(datasets=[name]) for name in DATASETS}
 COHORTS["joint"] = SimpleNamespace(datasets=list(DATASETS))
@@ -32,13 +36,13 @@ LOSSES = ("sigmoid_kd", "paper")
 
 def declared(losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What `params.load(*cells.PARAMS)` gives."""
-    also = params.AlsoDistill(cohorts=list(DATASETS), losses=["sigmoid_kd"])
+    also = schema.DistillAlso(cohorts=list(DATASETS), losses=["sigmoid_kd"])
     return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), {}, list(seeds), also, HEADLINE
 
 
 def outputs(cohort: str) -> list[str]:
     """The findings of a cohort."""
-    return findings.in_order({name for dataset in COHORTS[cohort].datasets for name in DATASETS[dataset]})
+    return findings.vocabulary().in_order({name for dataset in COHORTS[cohort].datasets for name in DATASETS[dataset]})
 
 
 def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[str, Any]:
@@ -54,9 +58,10 @@ def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[s
         own = np.random.default_rng(place).standard_normal(targets.shape)
         scores[model.id] = (targets + noise * (0.8 * shared + 0.6 * own)).astype(np.float32)
         scores[model.id][:, [name not in outputs(model.cohort) for name in names]] = np.nan
-    sample = evaluate.Sample(names, targets, np.arange(films) // 2, scores)
+    sample = evaluation.Sample(names, targets, np.arange(films) // 2, scores)
     studies = (np.arange(films) // 2).astype(str)
-    result = evaluate.evaluate(sample, studies, dataset, models, SETTINGS, seed=0, workers=1)
+    means = evaluation.means_of(names, getattr(plugins.load("datasets", dataset), "MEANS", {}))
+    result = evaluate.evaluate(sample, studies, dataset, means, models, SETTINGS, seed=0, workers=1)
     return result | {"without_prediction": 3}
 
 
@@ -137,9 +142,11 @@ TITLE = "Distilled <chest> X-ray classifiers"
 NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
 
 
-def loaded(losses: tuple[str, ...] = LOSSES, pixels: str = "phantom", seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
+def loaded(
+    losses: tuple[str, ...] = LOSSES, drawn: Iterable[str] = tuple(DATASETS), seeds: tuple[int, ...] = (0,)
+) -> tuple[Any, ...]:
     """What the stage gets from params."""
-    return *declared(losses, seeds), TITLE, pixels, NOISE, DATASETS
+    return *declared(losses, seeds), TITLE, dict.fromkeys(drawn), NOISE, DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +161,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the stage's inputs and templates, and the params that it loads."""
     shutil.copytree(inputs / "reports", tmp_path / "reports")
-    (tmp_path / "stages").mkdir()
-    for name in ("page.css", "report.html.j2", "report.md.j2"):
-        shutil.copy(REPOSITORY / "stages" / name, tmp_path / "stages")
+    owners.read_by_stages(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(params, "load", lambda *_: loaded())
     return tmp_path
@@ -229,10 +234,19 @@ def test_the_first_screen_says_whether_films_are_drawn(project: Path, monkeypatc
     html, markdown = written(project)
     assert html.index("Simulated films, real label tables") < html.index('id="result"')
     assert "Simulated films" in markdown
-    monkeypatch.setattr(params, "load", lambda *_: loaded(pixels="real"))
+    monkeypatch.setattr(params, "load", lambda *_: loaded(drawn=()))
     html, markdown = written(project)
     assert "Simulated" not in html + markdown
     assert html.index("Real films, real labels") < html.index('id="result"')
+
+
+def test_of_a_run_with_both_the_first_screen_says_which_films_are_drawn(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = DATASETS
+    monkeypatch.setattr(params, "load", lambda *_: loaded(drawn=others))
+    for page in written(project):
+        assert f"Simulated films of {', '.join(others)}, real films of {first}" in page
 
 
 def test_what_a_user_typed_is_escaped(project: Path) -> None:
@@ -255,6 +269,18 @@ def test_a_study_is_shown_where_it_is_of_the_same_films(project: Path) -> None:
     assert "study-others" not in html
     assert f"| mld {charts.MINUS} twin | cam_transfer {charts.MINUS} twin |" in markdown
     assert markdown.index("| joint | padchest | 0.800") < markdown.index("| joint | joint | 0.800")
+
+
+@pytest.mark.parametrize(
+    ("means", "quoted"),
+    [
+        (["all", "shared7"], "all"),
+        (["all", "shared7", "ten", "ten_per_study"], "ten"),
+        (["shared7", "all", "zone_per_study", "zone", "area", "area_per_study"], "area"),
+    ],
+)
+def test_a_data_set_is_quoted_by_a_mean_of_its_own_if_it_has_one(means: list[str], quoted: str) -> None:
+    assert report.main_mean({"means": dict.fromkeys(means)}) == quoted
 
 
 def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:
@@ -336,7 +362,7 @@ def test_several_seeds_show_their_mean_and_spread_and_one_seed_does_not(
     assert ", ".join(map(charts.signed, mean["per_seed"]["difference"])) + spread in html
     table = markdown[markdown.index("## Over seeds") : markdown.index("## Cost")]
     row = next(line for line in table.splitlines() if "eeea_net_c2, paper from resnet18" in line)
-    shown = f"{charts.signed(mean['difference'])} ({charts.between(mean['low'], mean['high'], True)})"
+    shown = f"{charts.signed(mean['difference'])} ({charts.interval(mean['low'], mean['high'], True)})"
     assert row.split(" | ")[-1] == f"{shown}, sd {charts.number(mean['deviation']['difference'])} |"
     assert row.count("|") == table.splitlines()[4].count("|")
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core import preset
+from stages.pipeline import preset
 
 ROOT = Path(__file__).parent.parent
 TIMED = re.compile(r"\.timing\.json$|^reports/(index\.html|report\.md|profile)$")
@@ -39,7 +39,7 @@ def side_by_side(folder: Path) -> str:
     """Run what is due, two stages at a time; what is printed."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-m", "stages.core.repro", "--lanes", "2"]
+    command = [sys.executable, "-m", "stages.pipeline.repro", "--lanes", "2"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -148,7 +148,7 @@ def test_a_loss_and_a_sum_removed_from_params_are_refused_until_pruned_and_leave
     assert refused.returncode != 0
     assert "run `make prune`" in refused.stderr
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    prune = [sys.executable, "-m", "stages.core.lock", "prune"]
+    prune = [sys.executable, "-m", "stages.pipeline.lock", "prune"]
     gone = subprocess.run(prune, cwd=run, env=environment, capture_output=True, text=True, check=True).stdout
     assert "dvc.lock: distill@joint-eeea_net_c2-resnet10t-paper-0" in gone
     assert "dvc.lock: distill_sum@joint-eeea_net_c2-resnet10t-paper_mix-0" in gone

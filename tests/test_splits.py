@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import seeds, splits
+from stages.core import seeds
+from stages.sources import splits
 
 PATIENTS = [f"patient{number:05d}" for number in range(20_000)]
 

@@ -13,10 +13,14 @@ from scipy.special import expit, logit
 from test_training import CPU, ROOT, drawn, settings, weights
 
 from stages import predict, soft_label, train_teacher
-from stages.core import files, models, objectives, params, plugins, precomputed, seeds, soft_labels, training
+from stages.core import files, params, plugins, seeds
+from stages.learning import objectives, soft_labels, training
+from stages.learning.cohort import Cohort, load_cohort, mean_auroc
+from stages.learning.trainer import Recipe
+from stages.nets import nets, probability_table
 
 FINDINGS = ["Edema", "Mass"]
-TABLE = {"file": ["0.png", "1", "2.png"], "prob_Mass": [0.25, 0.0, 1.0], "pulmonary_edema": [0.5, 0.1, 0.9]}
+TABLE = {"file": ["0.png", "1", "2.png"], "prob_Mass": [0.25, 0.0, 1.0], "edema": [0.5, 0.1, 0.9]}
 CLIP = plugins.constants("models", "precomputed")["CLIP"]
 
 
@@ -26,21 +30,34 @@ def views() -> Any:
 
 
 @pytest.fixture
-def cohort(tmp_path: Path) -> training.Cohort:
+def cohort(tmp_path: Path) -> Cohort:
     return drawn(tmp_path / "cohort", 32)
 
 
 def read(path: Path, values: Any, wanted: list[str] = FINDINGS) -> pd.DataFrame:
     """A table after it was written to a csv."""
     pd.DataFrame(values).to_csv(path, index=False)
-    return precomputed.read(path, files.sha256(path), CLIP, wanted)
+    return probability_table.read(path, files.sha256(path), CLIP, wanted)
 
 
-def test_a_table_becomes_logits_by_image_and_finding_under_any_of_their_names(tmp_path: Path) -> None:
+def test_a_table_becomes_logits_by_image_and_finding_with_or_without_prefix(tmp_path: Path) -> None:
     table = read(tmp_path / "t.csv", TABLE)
     assert list(table.columns) == FINDINGS
     assert np.allclose(table.loc["0"], [0, logit(0.25)])
-    assert np.array_equal(precomputed.logits(table, pd.Series(["2.png", "0.png"]), "films"), table.loc[["2", "0"]])
+    assert np.array_equal(
+        probability_table.logits(table, pd.Series(["2.png", "0.png"]), "films"), table.loc[["2", "0"]]
+    )
+
+
+def test_a_column_of_another_name_is_one_that_the_plug_in_says_it_is(tmp_path: Path) -> None:
+    values = {"oedema" if name == "edema" else name: column for name, column in TABLE.items()} | {"spots": [0, 0, 2]}
+    with pytest.raises(
+        probability_table.TableError, match=r"lacks 1 .*: Edema \(it also has oedema, spots\); add or re"
+    ):
+        read(tmp_path / "t.csv", values)
+    sha256 = files.sha256(tmp_path / "t.csv")
+    table = probability_table.read(tmp_path / "t.csv", sha256, CLIP, FINDINGS, {"Oedema": "Edema"})
+    assert table.equals(read(tmp_path / "u.csv", TABLE))
 
 
 def test_probabilities_of_0_and_1_are_clipped_at_the_stated_value(tmp_path: Path) -> None:
@@ -57,24 +74,23 @@ def test_probabilities_of_0_and_1_are_clipped_at_the_stated_value(tmp_path: Path
         ({"prob_Mass": [0.2, "nan", 0.1]}, r"no probability of Mass: row 3 \('nan'\)"),
         ({"file": ["a", "b", "a.png"]}, r"an image that another row names: row 4 \('a'\); leave one row an image"),
         ({"file": ["a", "", "b"]}, r"1 rows with no image name: row 3"),
-        ({"prob_Spots": [0, 0, 0]}, "columns that are no finding: prob_Spots; rename"),
         ({"Mass": [0, 0, 0]}, "several columns of Mass: leave one"),
     ],
 )
 def test_a_table_with_a_fault_is_refused_with_row_and_remedy(tmp_path: Path, change: Any, message: str) -> None:
-    with pytest.raises(precomputed.TableError, match=message):
+    with pytest.raises(probability_table.TableError, match=message):
         read(tmp_path / "t.csv", TABLE | change)
 
 
 def test_a_table_without_a_finding_of_the_cohort_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(precomputed.TableError, match="lacks 1 of the cohort's 3 findings: Hernia; add"):
+    with pytest.raises(probability_table.TableError, match="lacks 1 of the cohort's 3 findings: Hernia; add"):
         read(tmp_path / "t.csv", TABLE, [*FINDINGS, "Hernia"])
 
 
 def test_a_table_with_another_hash_is_refused(tmp_path: Path) -> None:
     read(tmp_path / "t.csv", TABLE)
-    with pytest.raises(models.CheckpointError, match="it is another file"):
-        precomputed.read(tmp_path / "t.csv", "0" * 64, CLIP, FINDINGS)
+    with pytest.raises(nets.CheckpointError, match="it is another file"):
+        probability_table.read(tmp_path / "t.csv", "0" * 64, CLIP, FINDINGS)
 
 
 def teacher(project: Path, name: str, films: int = 40, **start: Any) -> Path:
@@ -106,14 +122,14 @@ def test_the_stages_read_a_table_and_its_logits_serve_every_view(project: Path) 
     assert np.array_equal(logits[0], logits[1])
     assert np.allclose(expit(logits[0].astype(float)), given[:28], atol=1e-3)
     curve = pd.read_csv(project / "reports/curves/teacher/joint/precomputed.csv")
-    val = training.load_cohort(project / "data/cohorts/joint").val
-    assert curve.to_dict("list") == {"step": [0], "val_auroc": [pytest.approx(training.mean_auroc(given[28:], val))]}
+    val = load_cohort(project / "data/cohorts/joint").val
+    assert curve.to_dict("list") == {"step": [0], "val_auroc": [pytest.approx(mean_auroc(given[28:], val))]}
     assert files.read_json(folder / "model.json")["findings"] == FINDINGS
 
 
 @pytest.mark.parametrize(("films", "lacking"), [(27, "1 of 28 training films, e.g. 27.png"), (30, "10 of 12 val")])
 def test_a_table_that_lacks_films_of_the_cohort_stops_the_first_stage(project: Path, films: int, lacking: str) -> None:
-    with pytest.raises(precomputed.TableError, match=f"lacks {lacking}.*datasets.<name>.films"):
+    with pytest.raises(probability_table.TableError, match=f"lacks {lacking}.*datasets.<name>.films"):
         teacher(project, "precomputed", films)
     assert not (project / "data/models/teacher/joint/precomputed").exists()
 
@@ -122,7 +138,7 @@ def test_soft_labels_of_a_table_without_a_training_film_are_refused(project: Pat
     folder = teacher(project, "precomputed")
     table = files.read_table(folder / "logits.parquet")
     files.write_table(table.drop(5), folder / "logits.parquet")
-    with pytest.raises(precomputed.TableError, match=r"lacks 1 of 28 training films, e.g. 5.png \(it names 0\)"):
+    with pytest.raises(probability_table.TableError, match=r"lacks 1 of 28 training films, e.g. 5.png \(it names 0\)"):
         soft_label.main(["--cohort", "joint", "--teacher", "precomputed"])
 
 
@@ -137,7 +153,7 @@ def test_a_table_predicts_the_data_sets_that_it_covers_and_no_part_of_one(tmp_pa
     assert np.array_equal(found[FINDINGS], table.loc[["0", "2"]])
     none = predict.predictions(predict.of_table(table), FINDINGS, tmp_path, tmp_path, ["b"])
     assert (len(none), list(none.columns)) == (0, ["dataset", "image", *FINDINGS])
-    with pytest.raises(precomputed.TableError, match=r"lacks 1 of 2 test films of a, e.g. 2.png"):
+    with pytest.raises(probability_table.TableError, match=r"lacks 1 of 2 test films of a, e.g. 2.png"):
         predict.predictions(predict.of_table(table.drop("2")), FINDINGS, tmp_path, tmp_path, ["a", "b"])
 
 
@@ -151,9 +167,9 @@ def test_the_fitted_temperature_is_the_one_that_spoilt_calibrated_logits(tempera
 
 
 def test_an_ensemble_is_the_mean_of_its_members_over_their_temperatures() -> None:
-    ensemble: Any = models.build_model("resnets", 3, 32, seed=1).eval()
+    ensemble: Any = nets.build_model("resnets", 3, 32, seed=1).eval()
     ensemble.temperatures.copy_(torch.tensor([2.0, 4.0]))
-    images = models.to_input(np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8))
+    images = nets.to_input(np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8))
     with torch.inference_mode():
         first, second = (net(images) for net in ensemble.nets)
         assert torch.allclose(ensemble(images), first / 4 + second / 8, atol=1e-6)
@@ -161,35 +177,35 @@ def test_an_ensemble_is_the_mean_of_its_members_over_their_temperatures() -> Non
 
 def test_the_stage_trains_each_member_as_if_alone_and_fits_its_temperature(project: Path) -> None:
     folder = teacher(project, "resnets")
-    given = training.load_cohort(project / "data/cohorts/joint")
-    ensemble, about = models.load_model(folder)
+    given = load_cohort(project / "data/cohorts/joint")
+    ensemble, about = nets.load_model(folder)
     assert about["architecture"] == "resnets"
     values = params.parse(params.read(project / "params.yaml"))
     scores = []
     for member, net in enumerate(ensemble.nets):  # type: ignore[arg-type]
         names = ("teacher", "tiny", "resnets", member)
         start, schedule = values.teachers["resnets"], values.train.teacher
-        recipe = training.Recipe(given, objectives.undistilled, schedule, values.views, values.seed, names)
+        recipe = Recipe(given, objectives.undistilled, schedule, values.views, values.seed, names)
         alone, _, _ = training.train(recipe, "resnets", start, 1, project / f"{member}.pt", member)
         assert weights(alone) == weights(net)
-        scores.append(models.logits(alone, models.in_batches(given.val.films, 32), CPU))
+        scores.append(nets.logits(alone, nets.in_batches(given.val.films, 32), CPU))
         fitted = train_teacher.fit_temperature(scores[-1], given.val.targets)
         assert ensemble.temperatures[member].item() == pytest.approx(fitted, rel=1e-6)  # type: ignore[index]
     curve = pd.read_csv(project / "reports/curves/teacher/joint/resnets.csv")
     assert curve["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8]
     assert curve["member"].tolist()[:8] == [0] * 4 + [1] * 4
-    together = models.logits(ensemble, models.in_batches(given.val.films, 32), CPU)
+    together = nets.logits(ensemble, nets.in_batches(given.val.films, 32), CPU)
     last = curve.iloc[-1]
     assert np.isnan(last["member"])
-    assert last["val_auroc"] == pytest.approx(training.mean_auroc(together, given.val), rel=1e-5)
+    assert last["val_auroc"] == pytest.approx(mean_auroc(together, given.val), rel=1e-5)
     soft_label.main(["--cohort", "joint", "--teacher", "resnets"])
     first = soft_labels.read(project / "data/soft_labels/joint/resnets", given, values.views, values.seed, folder)
-    online = models.logits(ensemble, [given.train.view(3, 1, values.views, values.seed)[None]], CPU)
+    online = nets.logits(ensemble, [given.train.view(3, 1, values.views, values.seed)[None]], CPU)
     assert np.allclose(first[1, 3], online[0], atol=2e-3)
 
 
 def test_members_of_one_name_start_from_other_weights() -> None:
-    one, other = (models.build_model("resnets", 3, 32, seed=seed, member=0) for seed in (1, 2))
+    one, other = (nets.build_model("resnets", 3, 32, seed=seed, member=0) for seed in (1, 2))
     assert weights(one) != weights(other)
 
 
@@ -204,9 +220,9 @@ def test_members_of_one_name_start_from_other_weights() -> None:
 )
 def test_a_teacher_of_other_outputs_or_another_input_size_is_refused(tmp_path: Path, about: Any, message: str) -> None:
     made = {"architecture": "resnet10t", "findings": FINDINGS, "size_px": 32} | about
-    models.write(models.build_model("resnet10t", len(made["findings"]), made["size_px"]), made, tmp_path / "net")
-    precomputed.write(read(tmp_path / "t.csv", TABLE), made | {"architecture": "precomputed"}, tmp_path / "table")
-    given = training.load_cohort(tmp_path / "cohort")
+    nets.write(nets.build_model("resnet10t", len(made["findings"]), made["size_px"]), made, tmp_path / "net")
+    probability_table.write(read(tmp_path / "t.csv", TABLE), made | {"architecture": "precomputed"}, tmp_path / "table")
+    given = load_cohort(tmp_path / "cohort")
     with pytest.raises(soft_labels.SoftLabelError, match=message):
         soft_labels.load_teacher(tmp_path / "net", given)
     with pytest.raises(soft_labels.SoftLabelError, match=message):
@@ -216,11 +232,11 @@ def test_a_teacher_of_other_outputs_or_another_input_size_is_refused(tmp_path: P
 def test_soft_labels_of_an_older_teacher_are_refused(cohort: Any, views: Any, tmp_path: Path) -> None:
     folder = tmp_path / "teacher"
     made = {"architecture": "resnet10t", "findings": FINDINGS, "size_px": 32}
-    models.write(models.build_model("resnet10t", 2, 32, seed=1), made, folder)
+    nets.write(nets.build_model("resnet10t", 2, 32, seed=1), made, folder)
     soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, 17, tmp_path / "soft", folder)
     assert soft_labels.read(tmp_path / "soft", cohort, views, 17, folder).shape == (views.count, 28, 2)
     shutil.rmtree(folder)
-    models.write(models.build_model("resnet10t", 2, 32, seed=2), made, folder)
+    nets.write(nets.build_model("resnet10t", 2, 32, seed=2), made, folder)
     with pytest.raises(soft_labels.SoftLabelError, match=r"made for other teacher than cohort tiny has now: run"):
         soft_labels.read(tmp_path / "soft", cohort, views, 17, folder)
 
@@ -236,13 +252,13 @@ def test_each_teacher_of_the_paper_takes_a_step_and_gives_its_own_logits_when_lo
     given = drawn(tmp_path / "cohort", size_px)
     schedule = settings(steps=1, batch_size=4, lr=0.1).model_copy(update={"evaluations": 1})
     names = ("teacher", "tiny", name)
-    recipe = training.Recipe(given, objectives.undistilled, schedule, views, 17, names)
+    recipe = Recipe(given, objectives.undistilled, schedule, views, 17, names)
     model, about, history = training.train(recipe, name, None, 1, tmp_path / "none.pt")
     assert np.isfinite(history[-1]["loss"])
-    fresh = models.build_model(name, 2, size_px, None, seeds.integer("init", 17, *names))
+    fresh = nets.build_model(name, 2, size_px, None, seeds.integer("init", 17, *names))
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True)]
     assert np.mean(moved) > 0.9
-    models.write(model, about, tmp_path / "model")
+    nets.write(model, about, tmp_path / "model")
     loaded = soft_labels.load_teacher(tmp_path / "model", given)
     films = list(soft_label.films_of_view(given.val, 0, views, 17))
-    assert np.allclose(models.logits(loaded, films, CPU), models.logits(model, films, CPU), atol=1e-5)
+    assert np.allclose(nets.logits(loaded, films, CPU), nets.logits(model, films, CPU), atol=1e-5)

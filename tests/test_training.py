@@ -18,7 +18,11 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch._dynamo import OptimizedModule
 
-from stages.core import files, losses, models, objectives, params, plugins, soft_labels, training
+from stages.core import files, params, plugins, schema
+from stages.learning import objectives, soft_labels, terms, training
+from stages.learning.cohort import Cohort, load_cohort
+from stages.learning.trainer import Recipe, Task, Trainer, TrainingError, build_adapter
+from stages.nets import nets
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("student", "tiny", "eeea_net_c2", 0)
@@ -37,11 +41,11 @@ def views() -> Any:
 
 
 @pytest.fixture
-def cohort(tmp_path: Path) -> training.Cohort:
+def cohort(tmp_path: Path) -> Cohort:
     return drawn(tmp_path / "cohort", 32)
 
 
-def drawn(folder: Path, size_px: int) -> training.Cohort:
+def drawn(folder: Path, size_px: int) -> Cohort:
     """40 films in which the first finding is a bright lower half; the second is never annotated in half of them."""
     rng = np.random.default_rng(0)
     targets = (rng.random((40, 2)) < 0.5).astype(np.float32)
@@ -57,11 +61,11 @@ def drawn(folder: Path, size_px: int) -> training.Cohort:
     )
     files.write_table(rows.assign(shard="a_0000.npy", row=range(40)), folder / "rows.parquet")
     files.write_json({"cohort": "tiny", "findings": ["Edema", "Mass"], "size_px": size_px}, folder / "cohort.json")
-    return training.load_cohort(folder)
+    return load_cohort(folder)
 
 
 def trainer(
-    cohort: training.Cohort,
+    cohort: Cohort,
     views: Any,
     *,
     soft: Any = None,
@@ -72,20 +76,20 @@ def trainer(
     **changes: Any,
 ) -> Any:
     """A run of a few steps."""
-    models.fix(threads=1)
-    model = models.build_model("eeea_net_c2", 2, 32, seed=seed)
+    nets.fix(threads=1)
+    model = nets.build_model("eeea_net_c2", 2, 32, seed=seed)
     chosen = terms or objectives.undistilled
-    recipe = training.Recipe(cohort, chosen, settings(**changes), views, 17, NAMES, soft, teacher, adapter)
-    return training.Trainer(model, recipe, CPU)
+    recipe = Recipe(cohort, chosen, settings(**changes), views, 17, NAMES, soft, teacher, adapter)
+    return Trainer(model, recipe, CPU)
 
 
 def distilled(name: str, views: Any, **changes: Any) -> dict[str, Any]:
     """What `trainer` takes for a loss with its docstring's settings, but for some; a teacher only if it is needed."""
-    loss = losses.with_settings(plugins.load("losses", name), entry(name) | changes)
+    loss = terms.with_settings(plugins.load("losses", name), entry(name) | changes)
     return {
         "terms": loss.terms,
         "soft": np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16),
-        "teacher": models.build_model("resnet10t", 2, 32, seed=5) if loss.needs_features else None,
+        "teacher": nets.build_model("resnet10t", 2, 32, seed=5) if loss.needs_features else None,
         "adapter": loss.adapter,
     }
 
@@ -149,7 +153,7 @@ def test_an_adapter_is_seeded_by_the_run_and_learns_under_its_clipping(views: An
     assert torch.equal(torch.get_rng_state(), state)
     start = weights(first.adapter)
     assert start == weights(second.adapter)
-    other = training.build_adapter(dataclasses.replace(first.recipe, seed=1), first.task.trainable_module)
+    other = build_adapter(dataclasses.replace(first.recipe, seed=1), first.task.trainable_module)
     assert weights(other) != start
     first._step()
     assert weights(first.adapter) != start
@@ -164,7 +168,7 @@ def test_an_adapter_is_seeded_by_the_run_and_learns_under_its_clipping(views: An
 def test_an_adapter_is_dropped_at_the_end(views: Any, tmp_path: Path) -> None:
     cohort = drawn(tmp_path / "cohort", 64)
     model, _ = trainer(cohort, views, steps=4, **distilled("feature_mse", views)).fit(tmp_path / "last.pt")
-    assert model.state_dict().keys() == models.build_model("eeea_net_c2", 2, 64).state_dict().keys()
+    assert model.state_dict().keys() == nets.build_model("eeea_net_c2", 2, 64).state_dict().keys()
 
 
 def test_a_teacher_that_is_silent_on_one_film_stops_the_step_that_sees_it(
@@ -173,7 +177,7 @@ def test_a_teacher_that_is_silent_on_one_film_stops_the_step_that_sees_it(
     kd = distilled("sigmoid_kd", views)
     run = trainer(cohort, views, batch_size=7, **kd)
     kd["soft"][0, run._rows(2)[0][3], 1] = math.nan
-    with pytest.raises(training.TrainingError, match="the loss is nan at step 2 "):
+    with pytest.raises(TrainingError, match="the loss is nan at step 2 "):
         run.fit(tmp_path / "none.pt")
 
 
@@ -190,7 +194,7 @@ def test_soft_labels_that_are_not_finite_in_fp16_are_not_written(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"positive_weight_cap": 5.0}, {"asymmetric": params.Asymmetric(gamma_neg=4.0, gamma_pos=1.0, clip=0.05)}],
+    [{"positive_weight_cap": 5.0}, {"asymmetric": schema.Asymmetric(gamma_neg=4.0, gamma_pos=1.0, clip=0.05)}],
 )
 def test_a_training_takes_its_criterion_from_its_schedule(
     cohort: Any, views: Any, tmp_path: Path, changes: dict[str, Any]
@@ -225,7 +229,7 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_films(cohort: Any, view
         return {"task": objectives.bce(given) * (math.nan if run.progress.step == 3 else 1.0)}
 
     run = trainer(cohort, views, terms=poisoned)
-    with pytest.raises(training.TrainingError, match=r"the loss is nan at step 3 .*batch of \d+\.png, \d+\.png"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 3 .*batch of \d+\.png, \d+\.png"):
         run.fit(tmp_path / "none.pt")
 
 
@@ -304,11 +308,11 @@ def test_dvc_plots_shows_the_live_curves_and_the_finished_ones(
 
 @pytest.mark.parametrize("architecture", ["eeea_net_c2", "resnet18", "autoformer_v2_t"])
 def test_layer_decay_slows_the_early_layers_and_1_is_off(cohort: Any, views: Any, architecture: str) -> None:
-    models.fix(threads=1)
-    model = models.build_model(architecture, 2, 32, seed=1)
+    nets.fix(threads=1)
+    model = nets.build_model(architecture, 2, 32, seed=1)
     chosen = settings(layer_decay=0.5, warmup=0.5)
-    recipe = training.Recipe(cohort, objectives.undistilled, chosen, views, 17, NAMES)
-    run = training.Trainer(model, recipe, CPU)
+    recipe = Recipe(cohort, objectives.undistilled, chosen, views, 17, NAMES)
+    run = Trainer(model, recipe, CPU)
     run.scheduler.step_update(3)
     rate = {id(value): group["lr"] for group in run.optimizer.param_groups for value in group["params"]}
     rates = [rate[id(value)] for value in model.parameters()]
@@ -316,7 +320,7 @@ def test_layer_decay_slows_the_early_layers_and_1_is_off(cohort: Any, views: Any
     assert classifier == [max(rates)] * 2
     assert rates[0] == min(rates) < 0.1 * max(rates)
     assert max(rates) == pytest.approx(chosen.lr * 3 / 6)
-    off = training.Trainer(model, dataclasses.replace(recipe, settings=settings()), CPU)
+    off = Trainer(model, dataclasses.replace(recipe, settings=settings()), CPU)
     assert len(off.optimizer.param_groups) == 2  # with and without weight decay
     assert not any("lr_scale" in group for group in off.optimizer.param_groups)
 
@@ -325,7 +329,7 @@ def test_a_compiled_net_trains_alike_and_keeps_the_names_of_its_weights(
     cohort: Any, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Captured as torch.compile does, and run by PyTorch: inductor takes minutes."""
-    monkeypatch.setattr(training.Task, "compile", partialmethod(training.Task.compile, backend="eager"))
+    monkeypatch.setattr(Task, "compile", partialmethod(Task.compile, backend="eager"))
     plain, _ = trainer(cohort, views, steps=6).fit(tmp_path / "plain.pt")
     run = trainer(cohort, views, steps=6, compile=True)
     compiled, _ = run.fit(tmp_path / "compiled.pt")
@@ -375,7 +379,7 @@ def test_logging_the_pull_of_terms_changes_no_byte(
     terms = partial(sigmoid_kd.terms, settings=sigmoid_kd.Settings(alpha=0.3, temperature=2.0))
     soft = np.random.default_rng(3).normal(size=(views.count, 28, 2)).astype(np.float16)
     logged, history = trainer(cohort, views, soft=soft, terms=terms).fit(tmp_path / "a.pt")
-    monkeypatch.setattr(training, "gradient_ratios", lambda _terms, _logits: {})
+    monkeypatch.setattr("stages.learning.trainer.gradient_ratios", lambda _terms, _logits: {})
     unlogged, _ = trainer(cohort, views, soft=soft, terms=terms).fit(tmp_path / "b.pt")
     assert weights(logged) == weights(unlogged)
     assert all(row["kd_grad_ratio"] > 0 for row in history)
@@ -439,12 +443,12 @@ def test_soft_labels_are_the_teachers_logits_of_the_very_views_that_students_see
 ) -> None:
     from stages import soft_label
 
-    teacher = models.build_model("resnet18", 2, 32, seed=5).eval()
+    teacher = nets.build_model("resnet18", 2, 32, seed=5).eval()
     films = list(soft_label.films_of_view(cohort.train, 1, views, 17))
-    cached = models.logits(teacher, films, CPU)
+    cached = nets.logits(teacher, films, CPU)
     soft_labels.write(np.stack([cached] * views.count), cohort, views, 17, tmp_path / "soft", tmp_path / "cohort")
     stored = soft_labels.read(tmp_path / "soft", cohort, views, 17)
-    online = models.logits(teacher, [cohort.train.view(9, 1, views, 17)[None]], CPU)
+    online = nets.logits(teacher, [cohort.train.view(9, 1, views, 17)[None]], CPU)
     assert np.allclose(stored[1, 9], online[0], atol=2e-3 * max(1.0, np.abs(online).max()))
 
 
@@ -457,11 +461,12 @@ def test_a_step_shows_the_student_the_pixels_that_its_soft_labels_were_made_of(
     soft = np.arange(views.count * 28 * 2, dtype=np.float16).reshape(views.count, 28, 2)
     run = trainer(cohort, views, soft=soft, batch_size=8)
     seen: dict[str, Any] = {}
-    to_input = models.to_input
-    monkeypatch.setattr(models, "to_input", lambda films, device: seen.update(films=films) or to_input(films, device))
+    to_input = nets.to_input
+    spy = lambda films, device: seen.update(films=films) or to_input(films, device)  # noqa: E731
+    monkeypatch.setattr(nets, "to_input", spy)
 
     def terms(given: objectives.Signals) -> dict[str, Tensor]:
-        seen["soft"] = given.soft.numpy()
+        seen["soft"] = given.teacher.numpy()
         return objectives.undistilled(given)
 
     run.task.terms = terms
@@ -500,13 +505,13 @@ def test_a_cohort_without_validation_films_is_refused(tmp_path: Path) -> None:
     rows = files.read_table(folder / "rows.parquet")
     files.write_table(rows.assign(split="train"), folder / "rows.parquet")
     with pytest.raises(ValueError, match="has no val images"):
-        training.load_cohort(folder)
+        load_cohort(folder)
 
 
 CELL = ["--cohort", "joint", "--student", "eeea_net_c2", "--teacher", "resnet10t", "--seed", "0"]
 
 
-def ready(project: Path, cohort: training.Cohort, folder: Path, views: Any, **changes: Any) -> dict[str, Any]:
+def ready(project: Path, cohort: Cohort, folder: Path, views: Any, **changes: Any) -> dict[str, Any]:
     """A project in which a cell can be distilled in four steps; what is known of its teacher."""
     short = {"steps": 4, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5}
     changes |= {f"train__student__{key}": value for key, value in short.items()}
@@ -516,7 +521,7 @@ def ready(project: Path, cohort: training.Cohort, folder: Path, views: Any, **ch
     seed = params.read(project / "params.yaml")["seed"]
     soft, teacher = project / "data/soft_labels/joint/resnet10t", project / "data/models/teacher/joint/resnet10t"
     about = {"architecture": "resnet10t", "findings": ["Edema", "Mass"], "size_px": cohort.about["size_px"]}
-    models.write(models.build_model("resnet10t", 2, 32), about, teacher)
+    nets.write(nets.build_model("resnet10t", 2, 32), about, teacher)
     soft_labels.write(np.zeros((views.count, 28, 2)), cohort, views, seed, soft, teacher)
     return about
 
@@ -526,7 +531,7 @@ def test_a_sum_is_distilled_like_a_loss_and_logs_each_part(views: Any, project: 
 
     cohort = drawn(tmp_path / "cohort", 64)
     ready(project, cohort, tmp_path / "cohort", views, loss_sums={"mix": {"sigmoid_kd": 1.0, "feature_mse": 0.5}})
-    distill_sum.main([*CELL, "--sum", "mix"])
+    distill_sum.main([*CELL, "--loss", "mix"])
     place = "distilled/joint/eeea_net_c2/resnet10t/mix/0"
     curve = pd.read_csv(project / f"reports/curves/{place}.csv")
     added = ["feature_mse_kd", "feature_mse_features", "sigmoid_kd_kd"]
@@ -534,7 +539,7 @@ def test_a_sum_is_distilled_like_a_loss_and_logs_each_part(views: Any, project: 
     assert list(curve.columns) == ["step", "lr", "loss", "task", *added, *pulls, "val_auroc"]
     assert (curve[pulls] > 0).all(axis=None)
     assert curve["loss"].to_numpy() == pytest.approx(curve[["task", *added]].sum(axis=1).to_numpy(), rel=1e-4)
-    model, about = models.load_model(project / f"data/models/{place}")
+    model, about = nets.load_model(project / f"data/models/{place}")
     assert about["findings"] == ["Edema", "Mass"]
     assert not any("adapter" in name or "feature_mse" in name for name in model.state_dict())
 

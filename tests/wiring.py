@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from stages.core import cells
+from stages.judging import cells
+from stages.pipeline import promises
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("core", "sources", "nets", "judging", "learning", "pages", "pipeline")  # a file imports no room after its own
 
 
 class ConventionError(AssertionError):
@@ -22,20 +24,46 @@ class ConventionError(AssertionError):
 
 @dataclass
 class Wiring:
-    """What one cell of dvc.yaml declares, or what its code needs."""
+    """What one cell of dvc.yaml declares, or what its code needs.
+
+    Attributes:
+        deps: files and folders.
+        params: keys of params.yaml.
+        outs: files and folders.
+        rooms: folders from which the plug-ins of the code's kinds may import: whole, they serve every plug-in alike.
+    """
 
     deps: set[str] = field(default_factory=set)
     params: set[str] = field(default_factory=set)
     outs: set[str] = field(default_factory=set)
+    rooms: set[str] = field(default_factory=set)
 
     def differences(self, other: "Wiring") -> list[str]:
-        """What `self` (the code) needs and `other` (dvc.yaml) lacks, and the reverse."""
+        """What `self` (the code) needs and `other` (dvc.yaml) lacks, and the reverse.
+
+        A folder of code may stand for its files where at least half of them are needed, or where plug-ins may need any.
+        """
         found = []
         for kind in ("deps", "params", "outs"):
-            needed, declared = getattr(self, kind), getattr(other, kind)
+            needed, declared = set(getattr(self, kind)), getattr(other, kind)
+            for room in declared - needed if kind == "deps" else ():
+                files = members(room)
+                used = files & needed
+                if used and (room in self.rooms or 2 * len(used) >= len(files)):
+                    needed = needed - files | {room}
             found += [f"{kind}: {name} is used but not declared" for name in sorted(needed - declared)]
             found += [f"{kind}: {name} is declared but not used" for name in sorted(declared - needed)]
         return found
+
+
+def members(folder: str) -> set[str]:
+    """The files of a folder of code that a stage may need; none for what is no such folder."""
+    inside = (ROOT / folder).rglob("*") if folder.startswith("stages/") and (ROOT / folder).is_dir() else ()
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in inside
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "__main__.py" and not is_empty(path)
+    }
 
 
 def source(module: str, root: Path = ROOT) -> Path | None:
@@ -68,7 +96,7 @@ def imports(path: Path) -> set[str]:
 
 @cache
 def closure(module: str) -> frozenset[Path]:
-    """The project files that a module is made of: its own, its imports, and data files that share a module's name."""
+    """The project files that a module is made of: its own and its imports."""
     found: set[Path] = set()
     pending = [module]
     while pending:
@@ -77,9 +105,7 @@ def closure(module: str) -> frozenset[Path]:
             continue
         found.add(path)
         pending += imports(path)
-    code = {path for path in found if not is_empty(path)}
-    modules = [path for path in code if path.stem != "__init__"]
-    return frozenset(code | {beside for path in modules for beside in path.parent.glob(f"{path.stem}.*")})
+    return frozenset(path for path in found if not is_empty(path))
 
 
 def is_empty(path: Path) -> bool:
@@ -104,7 +130,7 @@ def calls(module: str) -> list[tuple[str, ast.Call]]:
     assert own is not None, module
     found = []
     for path in closure(module) - {own}:
-        if path.suffix == ".py" and path.parts[-3:-1] != ("stages", "core") and _calls(path):
+        if path.suffix == ".py" and path.parent.name not in ROOMS and _calls(path):
             raise ConventionError(f"{path}: only main() of a stage opens inputs and outputs")
     for name, call in _calls(own):
         found.append((name, call))
@@ -131,6 +157,7 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
         elif name == "plugins.load":
             kind, plugin = (text(argument, args) for argument in call.args)
             code |= closure(f"stages.{kind}.{plugin}")
+            wiring.rooms |= {f"stages/{room}" for room in promises.ROOMS[kind]}
         elif name == "plugins.load_all":  # which ones only params know: the folder
             folder = f"stages/{text(call.args[0], args)}"
             wiring.deps.add(folder)
@@ -143,9 +170,9 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
 
 
 def command(cmd: str) -> tuple[str, dict[str, str]]:
-    """Module and arguments of `python -m stages.core.guard <module> --name value ...`."""
+    """Module and arguments of `python -m stages.pipeline.guard <module> --name value ...`."""
     words = shlex.split(cmd)
-    if words[:3] != ["python", "-m", "stages.core.guard"]:
-        raise ConventionError(f"{cmd}: every stage runs under `python -m stages.core.guard`")
+    if words[:3] != ["python", "-m", "stages.pipeline.guard"]:
+        raise ConventionError(f"{cmd}: every stage runs under `python -m stages.pipeline.guard`")
     names, values = words[4::2], words[5::2]
     return words[3], {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.kd_gain import study
-from stages.core import checkpoints
+from stages.learning import checkpoints
 
 STUDIES = Path(__file__).parent
 

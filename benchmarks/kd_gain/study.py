@@ -22,26 +22,21 @@ from joblib import Parallel, delayed
 from pydantic import model_validator
 from ruamel.yaml import YAML
 
-from stages import evaluate, predict, report, soft_label
-from stages.core import (
-    charts,
-    checkpoints,
-    files,
-    findings,
-    metrics,
-    models,
-    objectives,
-    params,
-    plugins,
-    soft_labels,
-    training,
-)
+from stages import predict, report, soft_label
+from stages.core import files, findings, params, plugins, schema
+from stages.judging import evaluation, metrics
+from stages.learning import checkpoints, objectives, soft_labels, training
+from stages.learning.cohort import load_cohort
+from stages.learning.trainer import Recipe, Terms
+from stages.nets import nets
+from stages.pages import charts
 
 TWIN = "twin"
 KEPT = Path("data/kd_gain")
 STAGES = Path(training.__file__).parent.parent
-CODE = ("core/images.py", "core/kernels.py", "core/layers.py", "core/metrics.py", "core/models.py",
-        "core/objectives.py", "core/ranks.py", "core/seeds.py", "core/training.py")  # fmt: skip
+CODE = ("core/seeds.py", "judging/metrics.py", "learning/cohort.py", "learning/kernels.py", "learning/layers.py",
+        "learning/objectives.py", "learning/ranks.py", "learning/trainer.py", "learning/training.py", "nets/nets.py",
+        "nets/once_for_all.py", "sources/images.py")  # fmt: skip
 WINS = 2  # data sets on which the whole interval is wanted above 0
 
 
@@ -49,7 +44,7 @@ class StudyError(RuntimeError):
     """The study cannot go on; the message says what to do."""
 
 
-class Study(params.Section):
+class Study(schema.Section):
     """What is compared; see the comments of a study's file.
 
     Attributes:
@@ -62,10 +57,10 @@ class Study(params.Section):
     trial_seed: int
     seeds: list[int]
     paper: str
-    views: params.Count
-    trial_steps: params.Count
-    steps: params.Count
-    evaluations: params.Count
+    views: schema.Count
+    trial_steps: schema.Count
+    steps: schema.Count
+    evaluations: schema.Count
     teacher: dict[str, Any] | None
     trials: dict[str, list[dict[str, Any]]]
 
@@ -135,14 +130,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.as_posix(): files.sha256(path) for path in sorted(folder.iterdir())}
 
 
-def plan(schedule: Any, method: str, trial: dict[str, Any]) -> tuple[Any, training.Terms]:
+def plan(schedule: Any, method: str, trial: dict[str, Any]) -> tuple[Any, Terms]:
     """The schedule and the loss of a trial: its `lr` is the schedule's, all else are settings of the loss.
 
     Raises:
         pydantic.ValidationError: a setting is missing, unknown or out of range.
     """
     given = dict(trial)
-    settings = params.Training.model_validate(schedule.model_dump() | {"lr": given.pop("lr", None)})
+    settings = schema.Training.model_validate(schedule.model_dump() | {"lr": given.pop("lr", None)})
     if method == TWIN:
         return settings, objectives.undistilled
     loss = plugins.load("losses", method)
@@ -161,30 +156,30 @@ def teach(cohort_name: str, teacher: dict[str, Any], views: Any, seed: int, thre
     """
     changes = dict(teacher)
     architecture, base = changes.pop("architecture"), params.load("train.teacher")
-    settings = params.Training.model_validate(base.model_dump() | changes)
+    settings = schema.Training.model_validate(base.model_dump() | changes)
     source = files.input(f"data/cohorts/{cohort_name}")
     plugins.load("models", architecture)
     facts = {
         "cohort": cohort_name, "architecture": architecture, "settings": settings.model_dump(), "seed": seed,
         "threads": threads, "torch": torch.__version__, "views": views.model_dump(), "inputs": hashes(source),
-        "code": code_of(f"models/{architecture}.py", "core/soft_labels.py", "soft_label.py"),
+        "code": code_of(f"models/{architecture}.py", "learning/soft_labels.py", "soft_label.py"),
     }  # fmt: skip
     folder = place_of(facts)
     if folder.exists():
         return folder
-    cohort = training.load_cohort(source)
-    start = params.Architecture(pretrained=False, checkpoint=None, checkpoint_sha256=None)
+    cohort = load_cohort(source)
+    start = schema.Architecture(pretrained=False, checkpoint=None, checkpoint_sha256=None)
     names = ("teacher", cohort_name, architecture)
-    recipe = training.Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    recipe = Recipe(cohort, objectives.undistilled, settings, views, seed, names)
     with unfinished(folder) as checkpoint:
         model, about, history = training.train(recipe, architecture, start, threads, checkpoint)
-        device = models.fix(threads)
+        device = nets.fix(threads)
         logits = np.stack([
-            models.logits(model.to(device), soft_label.films_of_view(cohort.train, number, views, seed), device)
+            nets.logits(model.to(device), soft_label.films_of_view(cohort.train, number, views, seed), device)
             for number in range(views.count)
         ])  # fmt: skip
         with files.output(folder.as_posix()) as made:
-            models.write(model, about, made / "model")
+            nets.write(model, about, made / "model")
             soft_labels.write(logits, cohort, views, seed, made / "soft", made / "model")
             training.write_history(history, made / "curve.csv")
             files.write_json(facts, made / "facts.json")
@@ -238,16 +233,16 @@ def train(given: Setup, cohort_name: str, method: str, trial: dict[str, Any], se
     folder = place_of(facts)
     if folder.exists():
         return folder
-    cohort = training.load_cohort(files.input(f"data/cohorts/{cohort_name}"))
+    cohort = load_cohort(files.input(f"data/cohorts/{cohort_name}"))
     soft = None
     if method != TWIN:
         soft = soft_labels.read(given.soft[cohort_name], cohort, given.views, given.seed)
     names = ("student", cohort_name, given.architecture, seed)
-    recipe = training.Recipe(cohort, terms, settings, given.views, given.seed, names, soft)
+    recipe = Recipe(cohort, terms, settings, given.views, given.seed, names, soft)
     with unfinished(folder) as checkpoint:
         model, about, history = training.train(recipe, given.architecture, given.start, given.threads, checkpoint)
         with files.output(folder.as_posix()) as made:
-            models.write(model, about, made)
+            nets.write(model, about, made)
             training.write_history(history, made / "curve.csv")
             files.write_json(facts, made / "facts.json")
     return folder
@@ -280,7 +275,7 @@ def choose(given: Setup, lanes: int = 1) -> dict[str, Any]:
     made = iter(train_all(given, tasks, lanes))
     for method, trials in study.trials.items():
         folders = [next(made) for _ in trials]
-        values = [round(report.late_gain(curve_of(folder))[0], evaluate.DECIMALS) for folder in folders]
+        values = [round(report.late_gain(curve_of(folder))[0], evaluation.DECIMALS) for folder in folders]
         best = int(np.argmax(values))
         tried = [trial | {"val_auroc": value} for trial, value in zip(trials, values, strict=True)]
         found[method] = {"chosen": trials[best], "val_auroc": values[best], "trials": tried}
@@ -343,22 +338,23 @@ def read_test(
     labels, images, tables = files.input("data/labels"), files.input("data/images"), {}
     for method, of_method in folders.items():
         for number, folder in enumerate(of_method):
-            model, about = models.load_model(folder)
+            model, about = nets.load_model(folder)
             score = predict.of_net(model.to(device), device)
             table = predict.predictions(score, about["findings"], labels, images, sorted(datasets))
             tables[f"{method}/{number}"] = table
     found = {}
     for dataset, evaluated in datasets.items():
-        predictions = {model: evaluate.select(table, dataset, model) for model, table in tables.items()}
-        test = evaluate.match(files.read_table(labels / f"{dataset}.parquet"), predictions)
-        sample = evaluate.image_sample(test, predictions, findings.in_order(set(evaluated)))
-        means = evaluate.means_of(dataset, sample.findings)
+        predictions = {model: evaluation.select(table, dataset, model) for model, table in tables.items()}
+        test = evaluation.match(files.read_table(labels / f"{dataset}.parquet"), predictions)
+        sample = evaluation.image_sample(test, predictions, findings.in_order_of(test.columns, evaluated))
+        own_means = getattr(plugins.load("datasets", dataset), "MEANS", {})
+        means = evaluation.means_of(sample.findings, own_means)
         chosen = means[report.main_mean({"means": means})].findings
         columns = [sample.findings.index(finding) for finding in chosen]
-        weights = evaluate.draw(sample, dataset, settings.replicates, seed)
+        weights = evaluation.draw(sample, dataset, settings.replicates, seed)
         found[dataset] = {
             method: np.stack([
-                mean_of(evaluate.areas_of(sample, f"{method}/{number}", weights).auroc[:, columns])
+                mean_of(evaluation.areas_of(sample, f"{method}/{number}", weights).auroc[:, columns])
                 for number in range(len(of_method))
             ])
             for method, of_method in folders.items()
@@ -381,15 +377,15 @@ def compare(tested: dict[str, np.ndarray], confidence: float) -> dict[str, Any]:
     """
     found = {}
     for method, areas in tested.items():
-        scored = evaluate.estimate(areas.mean(axis=0), "auroc", "", confidence)
-        values = {"auroc": [evaluate.rounded(value) for value in areas[:, 0]]}
+        scored = evaluation.estimate(areas.mean(axis=0), "auroc", "", confidence)
+        values = {"auroc": [evaluation.rounded(value) for value in areas[:, 0]]}
         if method != TWIN:
             less = areas - tested[TWIN]
-            gain = evaluate.estimate(less.mean(axis=0), "difference", "", confidence)
+            gain = evaluation.estimate(less.mean(axis=0), "difference", "", confidence)
             excludes_zero = metrics.Interval(gain["low"], gain["high"], 0).excludes_zero
             scored["minus_twin"] = gain | {"excludes_zero": excludes_zero}
-            values["difference"] = [evaluate.rounded(value) for value in less[:, 0]]
-        found[method] = scored | {"per_seed": values} | evaluate.spread(values)
+            values["difference"] = [evaluation.rounded(value) for value in less[:, 0]]
+        found[method] = scored | {"per_seed": values} | evaluation.spread(values)
     return found
 
 
@@ -442,7 +438,7 @@ def run(file: Path, into: Path, lanes: int | None = None) -> None:
     trained = final(given, choice, lanes)
     require_committed(choice_file)
     cohorts, evaluated, settings = params.load("cohorts", "datasets", "evaluate")
-    device = models.fix(given.threads)
+    device = nets.fix(given.threads)
     tests = {}
     for cohort, folders in trained.items():
         datasets = {dataset: evaluated[dataset].findings for dataset in cohorts[cohort].datasets}
@@ -480,7 +476,7 @@ def run(file: Path, into: Path, lanes: int | None = None) -> None:
 def end_of_teacher(soft: Path) -> float | None:
     """Validation AUROC of the study's own teacher at its end; None where the pipeline made the soft labels."""
     curve = soft.parent / "curve.csv"
-    return round(report.late_gain(pd.read_csv(curve))[0], evaluate.DECIMALS) if curve.exists() else None
+    return round(report.late_gain(pd.read_csv(curve))[0], evaluation.DECIMALS) if curve.exists() else None
 
 
 def page(result: dict[str, Any], name: str) -> str:
@@ -503,10 +499,10 @@ def page(result: dict[str, Any], name: str) -> str:
     for cohort, tests in result["tests"].items():
         for name, test in tests.items():
             twin = test[TWIN]
-            cells = [f"{charts.number(twin['auroc'])} ({charts.between(twin['low'], twin['high'])})"]
+            cells = [f"{charts.number(twin['auroc'])} ({charts.interval(twin['low'], twin['high'])})"]
             for gain in gains:
                 less, deviation = test[gain]["minus_twin"], test[gain]["deviation"]
-                shown = f"{charts.signed(less['difference'])} ({charts.between(less['low'], less['high'], True)})"
+                shown = f"{charts.signed(less['difference'])} ({charts.interval(less['low'], less['high'], True)})"
                 cells.append(shown + (f", sd {charts.number(deviation['difference'])}" if deviation else ""))
             lines.append(f"| {cohort} | {name} | {' | '.join(cells)} |")
     lines += ["<!-- /results -->", "", f"Wanted of `{result['loss']}` on `{result['study']['choose_on']}`:", ""]

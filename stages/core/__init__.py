@@ -1,0 +1,1 @@
+"""What every stage stands on: params, plug-ins, files, seeds, findings, checkpoints."""

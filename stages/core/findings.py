@@ -1,10 +1,13 @@
 """The findings that the pipeline knows, and the facts that a data set states about one.
 
-The table is `findings.csv` beside this file: name, title, UMLS CUI, synonyms. Its order is the order everywhere.
+The table is `stages/findings.csv`: name, title, UMLS CUI, synonyms. Its order is the order everywhere. A stage that
+needs it declares it as an input like any other: only those run again when a finding is added.
 """
 
 import csv
-from functools import cache
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 PRESENT = 1  # stated as there
@@ -15,39 +18,64 @@ IMPLIED = -3  # not mentioned, and absent because the film as a whole is called 
 MISSING = -4  # this data set never annotates it
 FACTS = (PRESENT, ABSENT, UNCERTAIN, BLANK, IMPLIED, MISSING)
 
-TABLE = Path(__file__).with_suffix(".csv")
+TABLE = Path(__file__).parent.parent / "findings.csv"
 
 
-@cache
-def titles() -> dict[str, str]:
-    """Finding name -> its title for people, in the table's order."""
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: row["title"] for row in csv.DictReader(file)}
+@dataclass(frozen=True)
+class Vocabulary:
+    """The table.
+
+    Attributes:
+        titles: finding name -> its title for people, in the table's order.
+        spellings: what a finding is called, in lower case with spaces for underscores -> its name.
+    """
+
+    titles: dict[str, str]
+    spellings: dict[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """All finding names, in the table's order."""
+        return list(self.titles)
+
+    def in_order(self, chosen: Iterable[str]) -> list[str]:
+        """The chosen names in the table's order.
+
+        Raises:
+            ValueError: a name is not in the table.
+        """
+        wanted = set(chosen)
+        if unknown := wanted - set(self.titles):
+            raise ValueError(f"unknown finding {sorted(unknown)}: known are {', '.join(self.titles)} ({TABLE.name})")
+        return [name for name in self.titles if name in wanted]
+
+    def nearest(self, word: str) -> str | None:
+        """The finding that a word that names none was probably meant for."""
+        found = difflib.get_close_matches(plain(word), self.spellings, n=1)
+        return self.spellings[found[0]] if found else None
 
 
-def names() -> list[str]:
-    """All finding names, in the table's order."""
-    return list(titles())
+def plain(word: str) -> str:
+    """A word as `Vocabulary.spellings` has it."""
+    return word.lower().replace("_", " ")
 
 
-@cache
-def spellings() -> dict[str, str]:
-    """What a finding is called, in lower case with spaces for underscores -> its name (several synonyms join by |)."""
-    found: dict[str, str] = {}
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            words = [row["name"], row["title"], *filter(None, row["synonyms"].split("|"))]
-            found |= dict.fromkeys((word.lower().replace("_", " ") for word in words), row["name"])
-    return found
+def vocabulary(path: Path = TABLE) -> Vocabulary:
+    """Read the table (several synonyms of a finding join by |)."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    words = {row["name"]: [row["name"], row["title"], *filter(None, row["synonyms"].split("|"))] for row in rows}
+    spellings = {plain(word): name for name, spelled in words.items() for word in spelled}
+    return Vocabulary({row["name"]: row["title"] for row in rows}, spellings)
 
 
-def in_order(chosen: set[str]) -> list[str]:
-    """The chosen names in the table's order.
+def in_order_of(columns: Iterable[str], chosen: Iterable[str]) -> list[str]:
+    """The chosen findings in the order of a label table's columns, which is the vocabulary's.
 
     Raises:
-        ValueError: a name is not in the table.
+        ValueError: a finding has no column.
     """
-    unknown = chosen - set(names())
-    if unknown:
-        raise ValueError(f"unknown finding {sorted(unknown)}: known are {', '.join(names())} ({TABLE.name})")
-    return [name for name in names() if name in chosen]
+    wanted, there = set(chosen), list(columns)
+    if unknown := wanted - set(there):
+        raise ValueError(f"the labels have no column {sorted(unknown)}: run `make repro`, which harmonizes them again")
+    return [name for name in there if name in wanted]

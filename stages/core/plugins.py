@@ -66,9 +66,11 @@ def constants(kind: str, name: str) -> dict[str, Any]:
     """The literals that a plug-in's constants are set to, read without importing it."""
     found = {}
     for node in _statements(kind, name):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and value is not None:
             with suppress(ValueError):  # what is computed is no literal
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+                found[target.id] = ast.literal_eval(value)
     return found
 
 
@@ -86,4 +88,22 @@ def model_kind(name: str) -> str:
 
 def _statements(kind: str, name: str) -> list[ast.stmt]:
     require(kind, name)
-    return ast.parse((STAGES / kind / f"{name}.py").read_text(encoding="utf-8")).body
+    return tree(STAGES / kind / f"{name}.py").body
+
+
+def tree(path: Path) -> ast.Module:
+    """A plug-in's code, read and not run.
+
+    Raises:
+        ValueError: it is no Python; the message has file and line.
+    """
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ValueError(f"{file_of(path)}{line} is no Python: {error.args[0]}: mend it there") from error
+
+
+def file_of(path: Path) -> str:
+    """How messages name a plug-in's file."""
+    return f"stages/{path.parent.name}/{path.name}"

@@ -6,7 +6,7 @@ A file defines
     ARCHIVES                  name patterns of the archives that hold images, e.g. ``("images_*.tar.gz",)``
     TABLES                    file name -> {column: "text" or "number"}: the tables and columns that it needs;
                               ``"a|b"`` is a column that owners name a or b (handed over as a); a .txt has no header
-    TERMS                     finding (of core/findings.csv) -> the source's terms that mean it; what is not a key is
+    TERMS                     finding (of findings.csv) -> the source's terms that mean it; what is not a key is
                               never annotated
     RULES                     source term -> the rule for a term that is no finding ("No Finding", "unchanged", ...)
     AGES                      (lowest, highest) possible age in years; others are nulled and counted
@@ -19,6 +19,8 @@ and may define
     boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
     bit_depths(tables)        -> {image: stored bits} for 16-bit images
     sizes(tables)             -> {image: (width, height)} where a table says it
+    MEANS                     name -> findings of TERMS: the means that its own benchmark averages, reported per image
+                              and, as `<name>_per_study`, per study; the first by name is the one that is quoted
     FILES                     what its owner ships, for `make fetch`: file name -> the fields that are known of
                               `bytes` (exact), `about_bytes` (where that is not known), `checksum` ("md5:..." or
                               "sha256:..."), `url` (none: the owner hands it out after registration), and `alone`

@@ -47,6 +47,7 @@ TERMS = {
     "Fracture": ("Fracture",),
     "Support_Devices": ("Support Devices",),
 }
+MEANS = {"competition5": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")}  # Irvin et al. 2019
 NORMAL = "No Finding"
 RULES = {NORMAL: "1 makes every pathology that is blank, but not Support Devices, implied absent"}
 NOT_PATHOLOGY = "Support_Devices"

@@ -7,7 +7,6 @@ than params allow. A run that is killed goes on after the last finished chunk. D
 cluster that params name: the main process streams the archives and sends it chunks.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -24,9 +23,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages.core import archives, checkpoints, files, params, plugins, raw
+from stages.core import arguments, files, params, plugins
 from stages.ingest import duplicates
 from stages.ingest.decoding import FULL_BITS, ImageError, Stated, to_square
+from stages.learning import checkpoints
+from stages.sources import archives, raw
 
 CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
 MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
@@ -324,10 +325,7 @@ def summarize(table: pd.DataFrame, dataset: str, others: list[str], max_bits: in
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, decode, gather, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--root", required=True)
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, "dataset", "root").parse_args(argv)
     settings, workers, max_table_mb, limit = params.load(
         "ingest", "workers", "max_table_mb", f"datasets.{args.dataset}.max_rejected_images"
     )

@@ -4,11 +4,12 @@ A file defines `NEEDS` (`"logits"`: the teacher's cached logits are enough, and 
 runs beside the student in every step), a pydantic class `Settings` with the keys of `losses.<file name>` in
 params.yaml, and `terms(given: Signals, settings: Settings) -> dict[str, Tensor]`: named scalar terms, already weighted,
 whose sum is the loss. The hard labels' term is called `task`; every other one is least when the student equals the
-teacher. Every term is logged, and how strong its gradient is beside the task's. `stages.core.objectives` has `Signals`
-(`student`, `soft`: the teacher's logits, `target`, `annotated`: where a target counts, `seen`: the student's and the
-teacher's features) and the means over annotated elements. The module's docstring gives formula, paper, and the value
-when the student equals the teacher, and ends with the entry for params.yaml, which is what the tests run every loss
-with.
+teacher. Every term is logged, and how strong its gradient is beside the task's. `learning/objectives.py` has `Signals`
+(`student` and `teacher`: their logits, `target`, `annotated`: where a target counts, `student_features` and
+`teacher_features`) and the means over annotated elements. What `terms` returns is checked in every step: scalars that
+depend on the student, under names that the learning curve has not anyway (`loss`, `lr`, ...). The module's docstring
+gives formula, paper, and the value when the student equals the teacher, and ends with the entry for params.yaml, which
+is what the tests run every loss with.
 
 A loss of features may have a part that learns, an adapter: `adapter(student: int, teacher: int) -> nn.Module` makes it
 for so many channels of the student's and of the teacher's deepest maps, and `terms` takes it as a third argument,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, on_one_grid, softened
+from stages.learning.objectives import Signals, on_one_grid, softened
 
 NEEDS = "features"
 
@@ -36,7 +36,8 @@ class Settings(BaseModel):
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task`, `kd` and `attention`, see the module."""
-    energy = [seen.maps.square().mean(dim=1, keepdim=True) for seen in given.seen]
+    both = given.student_features.maps, given.teacher_features.maps
+    energy = [maps.square().mean(dim=1, keepdim=True) for maps in both]
     student, teacher = (functional.normalize(maps.flatten(1), dim=1) for maps in on_one_grid(*energy))
     return {
         **softened(given, settings.alpha, settings.temperature),

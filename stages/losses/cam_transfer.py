@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, masked_mean, on_one_grid, softened
+from stages.learning.objectives import Signals, masked_mean, on_one_grid, softened
 
 NEEDS = "features"
 
@@ -39,7 +39,7 @@ class Settings(BaseModel):
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task`, `kd` and `maps`, see the module."""
-    evidence = [seen.class_maps.relu() for seen in given.seen]
+    evidence = given.student_features.class_maps.relu(), given.teacher_features.class_maps.relu()
     student, teacher = (functional.normalize(maps.flatten(2), dim=2) for maps in on_one_grid(*evidence))
     present = given.annotated & (given.target > 0.5)
     return {

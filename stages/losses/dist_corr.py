@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, bce
+from stages.learning.objectives import Signals, bce
 
 NEEDS = "logits"
 
@@ -47,7 +47,7 @@ def decorrelation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task`, `inter` and `intra`, see the module."""
-    student, teacher = (torch.sigmoid(z / settings.temperature) for z in (given.student, given.soft))
+    student, teacher = (torch.sigmoid(z / settings.temperature) for z in (given.student, given.teacher))
     scale = (1 - settings.alpha) * settings.temperature**2
     return {
         "task": settings.alpha * bce(given),

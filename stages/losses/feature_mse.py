@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.core.objectives import Signals, on_one_grid, softened
+from stages.learning.objectives import Signals, on_one_grid, softened
 
 NEEDS = "features"
 
@@ -42,7 +42,7 @@ def adapter(student: int, teacher: int) -> nn.Module:
 
 def terms(given: Signals, settings: Settings, adapter: nn.Module) -> dict[str, Tensor]:
     """`task`, `kd` and `features`, see the module."""
-    student, teacher = on_one_grid(*(seen.maps for seen in given.seen))
+    student, teacher = on_one_grid(given.student_features.maps, given.teacher_features.maps)
     return {
         **softened(given, settings.alpha, settings.temperature),
         "features": settings.weight * functional.mse_loss(adapter(student), teacher),

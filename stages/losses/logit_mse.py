@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, bce
+from stages.learning.objectives import Signals, bce
 
 NEEDS = "logits"
 
@@ -34,5 +34,5 @@ def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task` and `kd`, see the module."""
     return {
         "task": settings.alpha * bce(given),
-        "kd": (1 - settings.alpha) * settings.weight * functional.mse_loss(given.student, given.soft),
+        "kd": (1 - settings.alpha) * settings.weight * functional.mse_loss(given.student, given.teacher),
     }

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, bce
+from stages.learning.objectives import Signals, bce
 
 NEEDS = "logits"
 
@@ -33,10 +33,10 @@ class Settings(BaseModel):
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task` and `kd`, see the module."""
-    soft = torch.sigmoid(given.soft)
+    chance = torch.sigmoid(given.teacher)
     cross, entropy = (
-        functional.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(dim=1).mean()
-        for logits in (given.student, given.soft)
+        functional.binary_cross_entropy_with_logits(logits, chance, reduction="none").sum(dim=1).mean()
+        for logits in (given.student, given.teacher)
     )
     return {
         "task": settings.alpha * bce(given),

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, masked_mean
+from stages.learning.objectives import Signals, masked_mean
 
 NEEDS = "logits"
 
@@ -54,7 +54,7 @@ def focal(given: Signals, gamma: float) -> Tensor:
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task` and `kd`, see the module."""
     temperature = settings.temperature
-    difference = torch.softmax(given.student / temperature, dim=1) - torch.softmax(given.soft / temperature, dim=1)
+    difference = torch.softmax(given.student / temperature, dim=1) - torch.softmax(given.teacher / temperature, dim=1)
     squares = difference.square()
     kd = squares.mean() if settings.reduction == "mean" else squares.sum(dim=1).mean()
     return {

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, softened
+from stages.learning.objectives import Signals, softened
 
 NEEDS = "features"
 
@@ -45,16 +45,16 @@ def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         embedding: (film, width).
     """
-    apart = embedding[None] - embedding[:, None]  # (i, j, width): from film i to film j
-    lengths = torch.linalg.vector_norm(apart, dim=2)
-    units = apart / (lengths + (lengths == 0))[..., None]
+    offsets = embedding[None] - embedding[:, None]  # (i, j, width): from film i to film j
+    lengths = torch.linalg.vector_norm(offsets, dim=2)
+    units = offsets / (lengths + (lengths == 0))[..., None]
     mean = lengths.sum() / (lengths > 0).sum().clamp(min=1)  # of this rank's films, as all here
     return lengths / (mean + (mean == 0)), torch.bmm(units, units.transpose(1, 2))
 
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task`, `kd`, `distance` and `angle`, see the module."""
-    student, teacher = (relations(seen.embedding) for seen in given.seen)
+    student, teacher = relations(given.student_features.embedding), relations(given.teacher_features.embedding)
     distance, angle = (functional.smooth_l1_loss(ours, theirs) for ours, theirs in zip(student, teacher, strict=True))
     return {
         **softened(given, settings.alpha, settings.temperature),

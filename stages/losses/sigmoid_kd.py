@@ -17,7 +17,7 @@ In params.yaml:
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from stages.core.objectives import Signals, softened
+from stages.learning.objectives import Signals, softened
 
 NEEDS = "logits"
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.objectives import Signals, bce
+from stages.learning.objectives import Signals, bce
 
 NEEDS = "logits"
 
@@ -33,7 +33,7 @@ class Settings(BaseModel):
 
 def terms(given: Signals, settings: Settings) -> dict[str, Tensor]:
     """`task` and `kd`, see the module."""
-    student, teacher = (torch.log_softmax(z / settings.temperature, dim=1) for z in (given.student, given.soft))
+    student, teacher = (torch.log_softmax(z / settings.temperature, dim=1) for z in (given.student, given.teacher))
     kd = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return {
         "task": settings.alpha * bce(given),

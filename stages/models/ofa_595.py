@@ -9,7 +9,7 @@ from timm.models import register_model
 from timm.models._registry import generate_default_cfgs
 from timm.models.mobilenetv3 import MobileNetV3
 
-from stages.core.models import Stage, default_cfg, once_for_all
+from stages.nets.once_for_all import Stage, default_cfg, once_for_all
 
 ID = "ofa_595"
 STAGES = (

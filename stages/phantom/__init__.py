@@ -11,7 +11,6 @@ Stops when the table has too few positives for `phantom.min_positives` in a spli
 hold them. A film depends on the seed, the data set, the image's name and its findings alone, not on the workers.
 """
 
-import argparse
 import json
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from stages.core import files, findings, params, plugins, seeds
+from stages.core import arguments, files, findings, params, plugins, schema, seeds
 from stages.phantom import layouts, truth
 from stages.phantom.anatomy import Anatomy
 from stages.phantom.drawing import LOOKS, draw
@@ -40,7 +39,7 @@ def read_rows(layout: Layout, views: list[str]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def select(layout: Layout, rows: pd.DataFrame, facts: np.ndarray, parts: np.ndarray, wanted: list[str],
-           phantom: params.Phantom, images: dict[str, int], dataset: str, seed: int) -> np.ndarray:  # fmt: skip
+           phantom: schema.Phantom, images: dict[str, int], dataset: str, seed: int) -> np.ndarray:  # fmt: skip
     """Sorted positions of the rows to draw, patient by patient, with every wanted finding in every split."""
     usable = truth.cap_per_patient(rows, parts, phantom.images_per_patient, seed, dataset)
     columns = [layout.names.index(name) for name in wanted]
@@ -59,7 +58,7 @@ def select(layout: Layout, rows: pd.DataFrame, facts: np.ndarray, parts: np.ndar
 
 
 def draw_film(
-    layout: Layout, row: dict[str, Any], shown: frozenset[str], phantom: params.Phantom, dataset: str, seed: int
+    layout: Layout, row: dict[str, Any], shown: frozenset[str], phantom: schema.Phantom, dataset: str, seed: int
 ) -> tuple[bytes, Boxes]:
     """One film as the owner's image file, and its boxes."""
     cv2.setNumThreads(1)  # the workers are the parallelism
@@ -72,7 +71,7 @@ def draw_film(
     return layout.encode(film, row), boxes
 
 
-def draw_films(layout: Layout, table: pd.DataFrame, rows: pd.DataFrame, shown: np.ndarray, phantom: params.Phantom,
+def draw_films(layout: Layout, table: pd.DataFrame, rows: pd.DataFrame, shown: np.ndarray, phantom: schema.Phantom,
                dataset: str, seed: int, workers: int) -> tuple[list[bytes], list[Boxes]]:  # fmt: skip
     """All films in the rows' order, whatever the number of workers."""
     names = np.array(layout.names)
@@ -103,9 +102,7 @@ def tabulate(
 
 def main(argv: list[str] | None = None) -> None:
     """Draw one data set."""
-    parser = argparse.ArgumentParser(description="draw the films of a data set under its real label table")
-    parser.add_argument("--dataset", required=True, choices=sorted(layouts.LAYOUTS))
-    args = parser.parse_args(argv)
+    args = arguments.parser(__doc__, dataset={"choices": sorted(layouts.LAYOUTS)}).parse_args(argv)
     seed, workers, phantom, counts, wanted, views, test_fraction, val_fraction = params.load(
         "seed", "workers", "phantom", f"phantoms.{args.dataset}",
         f"datasets.{args.dataset}.findings", f"datasets.{args.dataset}.views",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.params import Difficulty
+from stages.core.schema import Difficulty
 from stages.phantom.canvas import Canvas, curve, smooth
 
 RIGHT, LEFT = 0, 1  # the patient's sides: RIGHT is drawn on the left of the film

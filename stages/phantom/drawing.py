@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.core.params import Difficulty
+from stages.core.schema import Difficulty
 from stages.phantom.anatomy import (
     DOME,
     LEFT,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from stages.core.params import Difficulty, Interval
+from stages.core.schema import Difficulty, Interval
 from stages.phantom.anatomy import LEFT, RIGHT, SIGN, Chest, aorta_mask, hilum_mask, mediastinum_outline
 from stages.phantom.canvas import Box, Canvas, curve, smooth
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from stages.core import findings, seeds, splits
+from stages.core import findings, seeds
+from stages.sources import splits
 
 
 def assign_parts(rows: pd.DataFrame, dataset: str, test_fraction: float, val_fraction: float,

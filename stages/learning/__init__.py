@@ -1,0 +1,1 @@
+"""Training: cohorts, objectives, losses, layers, ranks, soft labels."""

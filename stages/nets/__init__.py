@@ -1,0 +1,1 @@
+"""Nets: built by name, started from weights, saved, loaded, run and read."""

@@ -1,0 +1,1 @@
+"""Charts, templates, and README's generated parts."""

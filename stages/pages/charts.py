@@ -1,0 +1,224 @@
+"""Small charts as inline SVG: text stays text, the same numbers give the same bytes, and nothing is loaded.
+
+A panel is 360 units wide, so that its 12-unit text is readable at phone width; a page lays several side by side. A heat
+map is as wide as it needs to be, and scrolls.
+Styles are classes of the page's sheet; who is who is written at the mark as well as coloured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+WIDTH = 360
+MINUS = "\N{MINUS SIGN}"
+UNDEFINED = "\N{EN DASH}"
+STRONG = 0.5  # a share from which a cell is so dark that its text is white
+LEAST = 0.005  # a share that rounds to 1%
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An estimate with its interval: one line of a forest chart.
+
+    Attributes:
+        label: what is written to its left.
+        style: the class that colours it.
+        value: the estimate; `None` draws a dash.
+        low: lower end of the interval, or `None`.
+        high: upper end of the interval, or `None`.
+    """
+
+    label: str
+    style: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a line chart.
+
+    Attributes:
+        label: what is written at its end.
+        style: the class that colours and dashes it.
+        points: (x, y), by ascending x.
+    """
+
+    label: str
+    style: str
+    points: tuple[tuple[float, float], ...]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most eight round numbers that lie within a range."""
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+        if (high - low) / step <= 7:
+            break
+    first = int(-(-low // step))
+    return [round(place * step, 2) for place in range(first, int(high // step + 1e-9) + 1)]
+
+
+def span(values: Sequence[float | None], pad: float) -> tuple[float, float]:
+    """The range of the defined values, wider by `pad` on both sides; 0 to 1 if there is none."""
+    defined = [value for value in values if value is not None]
+    return (min(defined) - pad, max(defined) + pad) if defined else (0.0, 1.0)
+
+
+def forest(title: str, bars: Sequence[Bar], limits: tuple[float, float], mark: float | None = None) -> Markup:
+    """Estimates below each other with their intervals, values written at the right.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        bars: from top to bottom.
+        limits: the range of the horizontal axis.
+        mark: a value with an upright line, e.g. no difference.
+    """
+    left, right, row, low, high = 92, 232, 30, *limits
+    height = row * len(bars) + 30
+
+    def x(value: float) -> str:
+        return f"{left + (right - left) * (min(max(value, low), high) - low) / (high - low):.1f}"
+
+    parts = []
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="4" y2="{height - 22}"/>')
+        parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 7}" text-anchor="middle">{tick:.2f}</text>')
+    if mark is not None:
+        parts.append(f'<line class="mark" x1="{x(mark)}" x2="{x(mark)}" y1="2" y2="{height - 20}"/>')
+    for place, bar in enumerate(bars):
+        y = row * place + 20
+        parts.append(f'<text x="0" y="{y + 4}" class="{bar.style}">{escape(bar.label)}</text>')
+        if bar.value is None:
+            parts.append(f'<text x="{right + 10}" y="{y + 4}">undefined</text>')
+            continue
+        if bar.low is not None and bar.high is not None:
+            parts.append(f'<line class="{bar.style}" x1="{x(bar.low)}" x2="{x(bar.high)}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="{bar.style}" cx="{x(bar.value)}" cy="{y}" r="4.5"/>')
+        text = number(bar.value) if mark is None else signed(bar.value)
+        shown = interval(bar.low, bar.high, mark is not None)
+        ends = f' <tspan class="tick">{shown}</tspan>' if shown else ""
+        parts.append(f'<text x="{right + 12}" y="{y + 4}">{text}{ends}</text>')
+    return _svg(title, WIDTH, height, parts)
+
+
+def lines(
+    title: str, drawn: Sequence[Line], limits: tuple[float, float], x_ticks: Sequence[tuple[float, str]]
+) -> Markup:
+    """Curves with their names written at their ends, over x from 0 to 1.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        drawn: the curves.
+        limits: the range of the vertical axis.
+        x_ticks: (place, text) of the horizontal axis.
+    """
+    left, right, top, bottom, low, high = 34, 236, 10, 176, *limits
+
+    def x(value: float) -> float:
+        return left + (right - left) * value
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+    for place, text in x_ticks:
+        at = f'x="{x(place):.1f}" y="{bottom + 18}"'
+        parts.append(f'<text class="tick" {at} text-anchor="middle">{escape(text)}</text>')
+    for line in drawn:
+        points = " ".join(f"{x(across):.1f},{y(up):.1f}" for across, up in line.points)
+        parts.append(f'<polyline class="{line.style}" points="{points}"/>')
+    ends = [y(line.points[-1][1]) if line.points else top for line in drawn]
+    for line, end in zip(drawn, apart(ends, 15, bottom + 6), strict=True):
+        parts.append(f'<text class="{line.style}" x="{right + 7}" y="{end + 4:.1f}">{escape(line.label)}</text>')
+    return _svg(title, WIDTH, bottom + 26, parts)
+
+
+def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
+    """How often things go together: in row and column, the share of the row's that are also the column's.
+
+    The share is written in the cell as per cent and is its depth of colour; what it is a share of is told on hover.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        labels: of the rows, and of the columns.
+        counts: (row, column) how many are both; on the diagonal, how many the row has.
+    """
+    cell, left, top = 24, 212, 134
+    parts = []
+    for row, label in enumerate(labels):
+        y = top + cell * row
+        whole = counts[row][row]
+        parts.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(label)} ({whole:,})</text>')
+        across = left + cell * row + 15
+        place = f'x="{across}" y="{top - 7}" transform="rotate(-55 {across} {top - 7})"'
+        parts.append(f"<text {place}>{escape(label)}</text>")
+        for column, other in enumerate(labels):
+            x, both = left + cell * column, counts[row][column]
+            at = f'x="{x}" y="{y}" width="{cell}" height="{cell}"'
+            if column == row or not whole:
+                parts.append(f'<rect class="self" {at}/>')
+                continue
+            share = both / whole
+            told = f"{both:,} of {whole:,} with {label} also have {other}: {percent(share)}"
+            parts.append(f'<rect {at} fill-opacity="{share:.3f}"><title>{escape(told)}</title></rect>')
+            if both:
+                style = "on" if share > STRONG else "tick"
+                text = f"{100 * share:.0f}" if share >= LEAST else "&lt;1"
+                parts.append(
+                    f'<text class="{style}" x="{x + cell / 2:g}" y="{y + 16}" text-anchor="middle">{text}</text>'
+                )
+    side = cell * len(labels)
+    return _svg(title, left + side + 56, top + side + 2, parts, style="heat")
+
+
+def apart(places: Sequence[float], gap: float, limit: float) -> list[float]:
+    """Move labels as little as needed so that they are `gap` apart and none lies beyond `limit`."""
+    order = sorted(range(len(places)), key=lambda index: (places[index], index))
+    moved = list(places)
+    for before, index in pairwise(order):
+        moved[index] = max(moved[index], moved[before] + gap)
+    ceiling = limit
+    for index in reversed(order):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
+
+
+def number(value: float | None) -> str:
+    """An AUROC or another share, three decimals."""
+    return UNDEFINED if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent, one decimal."""
+    return UNDEFINED if value is None else f"{100 * value:.1f}%"
+
+
+def signed(value: float | None) -> str:
+    """A difference, three decimals, with its sign unless it rounds to 0."""
+    if value is None:
+        return UNDEFINED
+    text = f"{abs(value):.3f}"
+    return text if float(text) == 0 else ("+" if value > 0 else MINUS) + text
+
+
+def interval(low: float | None, high: float | None, is_difference: bool = False) -> str:
+    """The ends of an interval."""
+    text = signed if is_difference else number
+    return "" if low is None or high is None else f"{text(low)} to {text(high)}"
+
+
+def _svg(title: str, width: int, height: int, parts: Sequence[str], style: str = "") -> Markup:
+    body = "\n".join(parts)
+    shape = f'viewBox="0 0 {width} {height}"'
+    if style:  # drawn at its own size, not at its panel's
+        shape = f'class="{style}" style="width:{width}px" {shape}'
+    return Markup(  # noqa: S704 - built above from numbers and escaped text
+        f'<svg {shape} role="img" aria-label="{escape(title)}">\n{body}\n</svg>'
+    )

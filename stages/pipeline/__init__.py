@@ -1,0 +1,1 @@
+"""What runs and checks the pipeline itself: guard, lock, repro, presets."""

@@ -1,0 +1,230 @@
+"""What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | trace <file> | compare <other lock>`.
+
+`check` says whether the lock belongs to this checkout's code and params and whether its chain of hashes is whole; it
+needs no data (`dvc repro --dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and
+files of cells that params.yaml no longer declares; DVC keeps both. `trace` lists all that a file was made from.
+`compare` says which outputs have the bytes that they have in another lock file, whatever the code that made them.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.core import arguments, files, params
+from stages.pipeline.check import parse
+
+LOCK = Path("dvc.lock")
+
+Entry = dict[str, Any]
+
+
+def dvc(*words: str) -> str:
+    """The output of a DVC command.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(["dvc", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"dvc {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def entries(lock: Path = LOCK) -> dict[str, Entry]:
+    """Stage name -> its entry in dvc.lock, or in another file of its form."""
+    if not lock.exists():
+        raise FileNotFoundError(f"there is no {lock}: run `make repro`")
+    with lock.open(encoding="utf-8") as file:
+        return dict(YAML(typ="safe").load(file)["stages"])
+
+
+def declared() -> list[str]:
+    """The stages that dvc.yaml and params.yaml declare."""
+    return [line.strip() for line in dvc("stage", "list", "--all", "--name-only").splitlines() if line.strip()]
+
+
+def producers(lock: dict[str, Entry]) -> dict[str, tuple[str, str]]:
+    """Output path -> (stage that made it, its hash)."""
+    return {out["path"]: (name, out["md5"]) for name, entry in lock.items() for out in entry.get("outs", [])}
+
+
+def chain_faults(lock: dict[str, Entry], stages: list[str]) -> list[str]:
+    """Where what a stage consumed is not what the stage before it produced, and entries too few or too many."""
+    made = producers(lock)
+    faults = [f"{name}: never run, not in dvc.lock" for name in stages if name not in lock]
+    faults += [f"{name}: no such stage any more, run `make prune`" for name in lock if name not in stages]
+    outs = [out for entry in lock.values() for out in entry.get("outs", [])]
+    for name, entry in lock.items():
+        for dep in entry.get("deps", []):
+            producer, md5 = made.get(dep["path"], (None, dep.get("md5")))
+            if md5 != dep.get("md5"):
+                faults.append(f"{name}: consumed another {dep['path']} than {producer} produced")
+            below = [out for out in outs if out["path"].startswith(f"{dep['path']}/")]
+            if below and not holds(dep, below):
+                faults.append(f"{name}: consumed another {dep['path']} than the stages that write below it produced")
+    return faults
+
+
+def holds(folder: Entry, outs: list[Entry]) -> bool:
+    """Whether a folder that was read is made of these outputs below it.
+
+    DVC's hash of a folder is the MD5 of a JSON list of its files. The files of an output that is itself a folder are
+    not in dvc.lock, so that such folders are compared by number of files and bytes alone.
+    """
+    if any(out["md5"].endswith(".dir") for out in outs):
+        files_and_bytes = (sum(out.get("nfiles", 1) for out in outs), sum(out["size"] for out in outs))
+        return files_and_bytes == (folder["nfiles"], folder["size"])
+    listed = [{"md5": out["md5"], "relpath": out["path"].removeprefix(f"{folder['path']}/")} for out in outs]
+    text = json.dumps(sorted(listed, key=lambda item: item["relpath"]), sort_keys=True)
+    return bool(folder["md5"] == hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir")
+
+
+def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]) -> list[str]:
+    """What `dvc status --json` reports, less outputs and inputs that are only absent from this checkout."""
+
+    def is_absent(path: str, change: Any) -> bool:
+        below = [other for other in made if other == path or other.startswith(f"{path}/")]
+        if path.startswith("reports/"):
+            return False  # git has these
+        if change in ("deleted", "not in cache"):
+            return bool(below)
+        return change == "modified" and path not in made and any(not Path(other).exists() for other in below)
+
+    faults = []
+    for name, items in status.items():
+        for item in items:
+            if isinstance(item, str):
+                faults.append(f"{name}: {item}")
+                continue
+            for kind, changes in item.items():
+                for path, change in changes.items():
+                    if not is_absent(path, change):
+                        faults.append(f"{name}: {kind}: {path}: {change}")
+    return faults
+
+
+def check() -> list[str]:
+    """All that is wrong between dvc.lock and this checkout."""
+    lock = entries()
+    return chain_faults(lock, declared()) + status_faults(json.loads(dvc("status", "--json") or "{}"), producers(lock))
+
+
+def prune() -> list[str]:
+    """Drop the lock entries of cells that are declared no more, and what these made; returns what went.
+
+    Nothing else is touched: a file goes only if dvc.lock says that a dropped cell made it and no declared one does.
+    """
+    lock, stages = entries(), declared()
+    gone = [name for name in lock if name not in stages]
+    kept = set(producers({name: entry for name, entry in lock.items() if name in stages}))
+    stale = [Path(out["path"]) for name in gone for out in lock[name].get("outs", []) if out["path"] not in kept]
+    for path in stale:
+        files.remove(path)
+        for parent in list(path.parents)[:-2]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+    if gone:
+        _drop(gone)
+    return [*(f"dvc.lock: {name}" for name in gone), *map(str, stale)]
+
+
+def _drop(names: list[str]) -> None:
+    """Take entries out of dvc.lock, whole or not at all."""
+    yaml = YAML()
+    yaml.width = 10**6
+    with LOCK.open(encoding="utf-8") as file:
+        content = yaml.load(file)
+    for name in names:
+        del content["stages"][name]
+    temporary = files.temporary_name(LOCK)
+    with temporary.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    temporary.replace(LOCK)
+
+
+def trace(target: str) -> list[str]:
+    """What a file was made from, one line a stage, from the file down to the raw data.
+
+    Raises:
+        ValueError: no stage made it.
+    """
+    lock = entries()
+    made = producers(lock)
+    target = os.path.normpath(target)
+
+    def makers(path: str) -> list[str]:
+        return sorted(
+            {
+                name
+                for out, (name, _) in made.items()
+                if out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/")
+            }
+        )
+
+    pending, lines, seen = makers(target), list[str](), set[str]()
+    if not pending:
+        raise ValueError(f"no stage in dvc.lock made {target}")
+    while pending:
+        name = pending.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        entry = lock[name]
+        lines.append(f"{name}\n  command  {entry['cmd']}")
+        lines += [f"  code     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if not makers(dep["path"])]
+        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+            lines.append(f"  param    {key} = {json.dumps(value)}")
+        lines += [f"  data     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if makers(dep["path"])]
+        lines += [f"  made     {out['md5']}  {out['path']}" for out in entry.get("outs", [])]
+        pending += [maker for dep in entry.get("deps", []) for maker in makers(dep["path"])]
+    return lines
+
+
+def compare(other: Path) -> list[str]:
+    """The outputs that have other bytes than in another lock file, or are in one of the two alone, and a count."""
+    ours, theirs = ({path: md5 for path, (_, md5) in producers(entries(lock)).items()} for lock in (LOCK, other))
+    lines = [f"differs: {path}" for path in sorted(ours.keys() & theirs.keys()) if ours[path] != theirs[path]]
+    same = len(ours.keys() & theirs.keys()) - len(lines)
+    lines += [f"only in {LOCK}: {path}" for path in sorted(ours.keys() - theirs.keys())]
+    lines += [f"only in {other}: {path}" for path in sorted(theirs.keys() - ours.keys())]
+    return [*lines, f"{same} outputs have the same bytes, {len(lines)} do not"]
+
+
+def main() -> None:
+    """Parse, do, print."""
+    parser = arguments.parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check", help="does dvc.lock belong to this code and these params")
+    commands.add_parser("prune", help="drop what cells made that params.yaml no longer declares")
+    tracing = commands.add_parser("trace", help="list all that a file was made from")
+    tracing.add_argument("file", help="its path, as dvc.lock has it or in a folder that dvc.lock has")
+    comparing = commands.add_parser("compare", help="which outputs have the bytes that another lock file has")
+    comparing.add_argument("file", type=Path, help="another dvc.lock")
+    args = parser.parse_args()
+    do: dict[str, Callable[[], list[str]]] = {
+        "check": check,
+        "prune": prune,
+        "trace": lambda: trace(args.file),
+        "compare": lambda: compare(args.file),
+    }
+    try:
+        parse(params.read())
+        lines = do[args.command]()
+        whole = f"dvc.lock belongs to this code and these params: {len(entries())} stages"
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(str(error))
+    print("\n".join(lines) or {"check": whole, "prune": "nothing to prune"}[args.command])
+    sys.exit(bool(lines) and args.command == "check")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make audit FILE=... | head` ends quietly
+    main()

@@ -1,0 +1,111 @@
+"""Run the pipeline, several stages at a time: what `make repro` and `make run` do.
+
+`dvc repro` runs one stage after another. Here each stage that is due is a `dvc repro --single-item` of its own, started
+as soon as those before it are done, as many at a time as the cores have room for (params.yaml: `threads` of each, times
+the `processes` of a training). The results, `dvc.lock` and the guard are the same: DVC's own locks (`--wait-for-lock`)
+let one process write at a time.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import networkx as nx
+from tqdm import tqdm
+
+from stages.core import arguments, params
+from stages.pipeline import check
+
+RAN = "Running stage"  # how DVC says that it ran a command
+TAIL_LINES = 40  # shown of a failed stage
+POLL_S = 0.2
+
+
+def due() -> nx.DiGraph:
+    """The stages that changed and those that follow from them, with edges from a stage to the ones after it."""
+    from dvc.repo import Repo
+
+    repo = Repo()
+    graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
+    changed = set(repo.status()) & set(graph)
+    return nx.DiGraph(graph.subgraph(changed.union(*(nx.descendants(graph, stage) for stage in changed))))
+
+
+def run(graph: nx.DiGraph, lanes: int) -> None:
+    """Run the stages of a graph, at most `lanes` at a time; those with the longest chain behind them go first.
+
+    Args:
+        graph: edges from a stage to the ones after it.
+        lanes: stages at a time.
+
+    Raises:
+        subprocess.CalledProcessError: a stage failed; its last lines were printed, and those beside it have ended.
+    """
+    behind: dict[str, int] = {}
+    for stage in reversed(list(nx.topological_sort(graph))):
+        behind[stage] = 1 + max((behind[after] for after in graph.successors(stage)), default=0)
+    waiting = {stage: graph.in_degree(stage) for stage in sorted(graph, key=lambda stage: -behind[stage])}
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    failed: subprocess.CalledProcessError | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix="repro-") as logs,
+        tqdm(total=len(graph), unit="stage", disable=None, bar_format="{n}/{total} stages, {elapsed}{postfix}") as bar,
+    ):
+        while running or (waiting and not failed):
+            ready = [stage for stage, before in waiting.items() if before == 0] if not failed else []
+            for stage in ready[: lanes - len(running)]:
+                del waiting[stage]
+                words = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+                with _log(logs, stage).open("wb") as log:
+                    running[stage] = subprocess.Popen(words, stdout=log, stderr=log), time.monotonic()
+                bar.set_postfix_str(", ".join(running))
+            time.sleep(POLL_S)
+            for stage, (process, start) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[stage]
+                said = _log(logs, stage).read_text(encoding="utf-8", errors="replace")
+                if process.returncode:
+                    tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
+                    bar.write(f"{tail}\n{stage} failed", file=sys.stderr)
+                    failed = subprocess.CalledProcessError(process.returncode, process.args)
+                    continue
+                result = f"ran, {time.monotonic() - start:.0f} s" if RAN in said else "did not change"
+                bar.write(f"{stage}: {result}", file=sys.stdout)
+                bar.update()
+                for after in graph.successors(stage):
+                    waiting[after] -= 1
+    if failed:
+        raise failed
+
+
+def _log(folder: str, stage: str) -> Path:
+    return Path(folder) / f"{stage}.log"
+
+
+def main() -> None:
+    """Run what is due."""
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--lanes", type=arguments.at_least_one, help="stages at a time (what the cores have room for)")
+    args = parser.parse_args()
+    try:
+        given = check.parse(params.read())
+        graph = due()
+        if not graph:
+            print("nothing to run: all stages are up to date")
+            return
+        check.everything(params.read())  # imports plug-ins, and so torch: where there is nothing to run, for nothing
+    except (params.ParamsError, FileNotFoundError) as fault:
+        sys.exit(str(fault))
+    threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
+    try:
+        run(graph, args.lanes or max(1, (os.cpu_count() or 1) // threads))
+    except subprocess.CalledProcessError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

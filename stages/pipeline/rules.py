@@ -1,0 +1,181 @@
+"""The rules of `params.yaml` that go beyond a single key: what keys must be together, and what plug-ins say of them.
+
+Plug-ins are read here and not imported, so that a stage that needs no torch stays quick.
+"""
+
+from typing import Any
+
+from stages.core import findings, plugins
+from stages.core.schema import Params
+
+NAMED = ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums")
+
+
+def contradictions(params: Params) -> list[str]:
+    """What each part allows alone but not together, as `key: rule, got value`."""
+    return [
+        *_of_names(params),
+        *_of_datasets(params),
+        *_of_cells(params),
+        *of_losses({"losses": params.losses}),
+        *_of_models(params),
+    ]
+
+
+def _member(key: str, value: object, known: Any, where: str) -> list[str]:
+    """A fault if a value is not one of what is known."""
+    if value in known:
+        return []
+    return [f"{key}: must be one of {where} ({', '.join(map(str, known))}), got {value!r}"]
+
+
+def _of_names(params: Params) -> list[str]:
+    return [
+        f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address dots and dashes)"
+        for group in NAMED
+        for name in getattr(params, group)
+        if not plugins.NAME.fullmatch(name)
+    ]
+
+
+def _of_datasets(params: Params) -> list[str]:
+    faults: list[str] = []
+    for name in params.datasets:
+        faults += _member(f"datasets.{name}", name, plugins.names("datasets"), "the files in stages/datasets")
+        faults += _member(f"policies.{name}", name, params.policies, "the keys of policies")
+    for name in params.phantoms:
+        faults += _member(f"phantoms.{name}", name, params.datasets, "the keys of datasets")
+        root = params.datasets[name].root if name in params.datasets else None
+        faults += _member(f"datasets.{name}.root", root, [f"data/phantom/{name}"], "where its phantom is drawn")
+    for name, entry in params.datasets.items():
+        if entry.root.startswith("data/phantom") and name not in params.phantoms:
+            faults.append(
+                f"datasets.{name}.root: {entry.root} is where phantoms are drawn, and phantoms has no {name}: add it "
+                "there, or name the folder of your own films"
+            )
+    for name, cohort in params.cohorts.items():
+        for dataset in cohort.datasets:
+            faults += _member(f"cohorts.{name}.datasets", dataset, params.datasets, "the keys of datasets")
+    return faults
+
+
+def _of_cells(params: Params) -> list[str]:
+    headline, also = params.headline, params.distill_also
+    faults: list[str] = []
+    for cohort in also.cohorts:
+        faults += _member("distill_also.cohorts", cohort, params.cohorts, "the keys of cohorts")
+        if cohort == headline.cohort:
+            faults.append(f"distill_also.cohorts: {cohort} is headline.cohort, which has every loss already")
+    for cohort in params.cohorts:
+        if cohort not in (headline.cohort, *also.cohorts):
+            faults.append(
+                f"cohorts.{cohort}: must be headline.cohort or in distill_also.cohorts, since its distilled "
+                "student is explained and reported"
+            )
+    for loss in also.losses:
+        faults += _member("distill_also.losses", loss, params.losses, "the keys of losses")
+    for name, weights in params.loss_sums.items():
+        if name in plugins.names("losses"):
+            faults.append(f"loss_sums.{name}: must not be named like a loss, and stages/losses/{name}.py is one")
+        for part in weights:
+            faults += _member(f"loss_sums.{name}", part, params.losses, "the keys of losses")
+    faults += _member("headline.cohort", headline.cohort, params.cohorts, "the keys of cohorts")
+    faults += _member("headline.student", headline.student, params.students, "the keys of students")
+    faults += _member("headline.teacher", headline.teacher, params.teachers, "the keys of teachers")
+    if also.cohorts:
+        faults += _member("headline.loss", headline.loss, also.losses, "distill_also.losses")
+    else:
+        both = [*params.losses, *params.loss_sums]
+        faults += _member("headline.loss", headline.loss, both, "the keys of losses and loss_sums")
+    return faults + _member("headline.seed", headline.seed, params.seeds, "seeds")
+
+
+def of_losses(values: Any) -> list[str]:
+    """What is wrong with `losses`, by the annotations of each plug-in's `Settings` (arguments as of `of_findings`)."""
+    return [fault for name, given in _entries(values, "losses") for fault in _of_loss(name, given)]
+
+
+def _of_loss(loss: str, given: dict[str, Any]) -> list[str]:
+    try:
+        wanted = plugins.settings("losses", loss)
+    except ValueError as error:
+        return [f"losses.{loss}: {error}"]
+    faults = [f"losses.{loss}.{key}: missing ({wanted[key]})" for key in wanted if key not in given]
+    faults += [f"losses.{loss}.{key}: unknown, allowed are {', '.join(wanted)}" for key in given if key not in wanted]
+    kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
+    for key, annotation in wanted.items():
+        allowed = kinds.get(annotation)
+        value = given.get(key)
+        is_bool_by_mistake = isinstance(value, bool) and annotation != "bool"
+        if key in given and allowed and (not isinstance(value, allowed) or is_bool_by_mistake):
+            faults.append(f"losses.{loss}.{key}: must be {annotation}, got {value!r}")
+    return faults
+
+
+def _of_models(params: Params) -> list[str]:
+    """What a teacher or student cannot be or do because of what its file describes."""
+    kinds: dict[tuple[str, str], str] = {}
+    faults: list[str] = []
+    for group in ("teachers", "students"):
+        for name in getattr(params, group):
+            try:
+                kinds[group, name] = plugins.model_kind(name)
+            except ValueError as error:
+                faults.append(f"{group}.{name}: {error}")
+    for (group, name), kind in kinds.items():
+        if group == "students" and kind != "net":
+            faults.append(f"students.{name}: must be a net, got one of kind {kind}, which can only teach")
+        if group == "teachers" and kind != "net":
+            faults += _of_teacher(name, kind, params)
+    return faults
+
+
+def _of_teacher(name: str, kind: str, params: Params) -> list[str]:
+    """What a teacher that is no single net cannot do or lacks."""
+    start = params.teachers[name]
+    faults = [
+        f"losses.{loss}: needs a net's features, teachers.{name} is of kind {kind}: take one out"
+        for loss in params.losses
+        if loss in plugins.names("losses") and plugins.constants("losses", loss).get("NEEDS") == "features"
+    ]
+    if kind == "table" and not start.checkpoint:
+        faults.append(f"teachers.{name}.checkpoint: must be a csv of probabilities, got null")
+    if kind == "table" and start.pretrained:
+        faults.append(f"teachers.{name}.pretrained: must be false, since a table has no weights, got true")
+    if kind == "ensemble" and start.checkpoint:
+        faults.append(
+            f"teachers.{name}.checkpoint: must be null, since an ensemble has several nets, got {start.checkpoint!r}"
+        )
+    return faults
+
+
+def of_findings(values: Any) -> list[str]:
+    """Findings that params name and `stages/findings.csv` lacks.
+
+    Args:
+        values: plain values of params.yaml, whether or not they fit the schema.
+    """
+    named: dict[str, list[Any]] = {}
+    for dataset, entry in _entries(values, "datasets"):
+        given = entry.get("findings")
+        named[f"datasets.{dataset}.findings"] = given if isinstance(given, list) else []
+    for dataset, entry in _entries(values, "policies"):
+        for kind, of_kind in _entries(entry):
+            named[f"policies.{dataset}.{kind}.per_finding"] = list(of_kind.get("per_finding") or ())
+    known = findings.vocabulary()
+    return [
+        f"{key}: unknown finding {name!r}"
+        + (f", did you mean {near}?" if (near := known.nearest(str(name))) else "")
+        + " A new one is a line in stages/findings.csv, which lists them all"
+        for key, names in named.items()
+        for name in names
+        if name not in known.titles
+    ]
+
+
+def _entries(values: Any, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a mapping that are mappings themselves."""
+    given = values.get(key) if key and isinstance(values, dict) else values
+    return (
+        [(name, entry) for name, entry in given.items() if isinstance(entry, dict)] if isinstance(given, dict) else []
+    )

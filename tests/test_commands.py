@@ -1,0 +1,184 @@
+"""The command lines: what `--help` says, what is refused, what make installs and where it runs, what a crash shows."""
+
+import argparse
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.pages import published
+from stages.pipeline import repro
+
+REPOSITORY = Path(__file__).parent.parent
+COMMANDS = sorted(
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    for path in (REPOSITORY / "stages").rglob("*.py")
+    if ".parse_args(" in path.read_text(encoding="utf-8")
+)
+
+
+def described(parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    """Each argument of a parser, and of its subcommands, with its help."""
+    found: dict[str, str | None] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {choice.dest: choice.help for choice in action._choices_actions}
+            for command in action.choices.values():
+                found |= described(command)
+        else:
+            found[action.dest] = action.help
+    return found
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_argument_says_what_it_is(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        shown.append(parser)
+        raise SystemExit
+
+    main = importlib.import_module(module).main
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(SystemExit):
+        main()
+    assert [name for name, text in described(shown[0]).items() if not text] == []
+
+
+def test_the_commands_are_those_that_dvc_and_make_run() -> None:
+    run = (REPOSITORY / "dvc.yaml").read_text() + (REPOSITORY / "Makefile").read_text()
+    named = set(re.findall(r"\bstages(?:\.\w+)+", run)) - {"stages.pipeline.guard", "stages.pages.readme"}
+    assert "stages.ingest" in named
+    assert named <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("lanes", ["0", "-1", "two"])
+def test_lanes_that_would_run_nothing_are_refused(
+    lanes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["repro", "--lanes", lanes])
+    with pytest.raises(SystemExit):
+        repro.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"repro: error: argument --lanes: must be a whole number of 1 or more, got {lanes}"
+
+
+# make
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the Makefile and a .venv whose python only notes where it is called with what."""
+    for name in ("Makefile", "requirements.lock", "requirements-cuda.lock"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$(basename "$PWD"): $*" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    make(tmp_path, "setup")
+    return tmp_path
+
+
+def make(folder: Path, *words: str) -> tuple[int, list[str], str]:
+    """Run make: its exit status, the calls of python, what it said."""
+    calls = folder / "calls"
+    calls.write_text("")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    words = ("make", f"PYTHON={sys.executable}", *words)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, calls.read_text().splitlines(), done.stdout + done.stderr
+
+
+def test_a_second_setup_installs_nothing_whatever_the_files_times(checkout: Path) -> None:
+    for name in ("requirements.lock", "requirements-cuda.lock"):
+        os.utime(checkout / name, (2**32, 2**32))
+    assert make(checkout, "setup")[:2] == (0, [])
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda.lock"])
+def test_setup_installs_again_when_a_lock_file_says_something_else(checkout: Path, name: str) -> None:
+    with (checkout / name).open("a") as file:
+        file.write("# changed\n")
+    os.utime(checkout / name, (0, 0))
+    status, calls, _ = make(checkout, "setup")
+    assert (status, len(calls)) == (0, 1)
+    assert "-m pip install" in calls[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["audit"], "check"),
+        (["audit", "FILE=reports/report.md"], "trace reports/report.md"),
+        (["prune"], "prune"),
+    ],
+)
+def test_audit_and_prune_look_at_the_run_that_is_named(checkout: Path, words: list[str], called: str) -> None:
+    (checkout / "runs/smoke").mkdir(parents=True)
+    assert make(checkout, *words)[1] == [f"{checkout.name}: -m stages.pipeline.lock {called}"]
+    assert make(checkout, *words, "PRESET=smoke")[1] == [f"smoke: -m stages.pipeline.lock {called}"]
+    status, calls, said = make(checkout, *words, "PRESET=other")
+    assert (status != 0, calls) == (True, [])
+    assert "there is no run of other (runs/other): make run PRESET=other" in said
+
+
+def test_make_hands_lanes_on_so_that_zero_is_refused(checkout: Path) -> None:
+    assert f"{checkout.name}: -m stages.pipeline.repro --lanes 0" in make(checkout, "repro", "LANES=0")[1]
+
+
+def test_git_ignores_a_linked_venv_and_drawn_plots(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "dvc_plots").mkdir()
+    (tmp_path / "dvc_plots/index.html").touch()
+    (tmp_path / "seen").touch()
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert status.stdout.split() == ["??", ".gitignore", "??", "seen"]
+
+
+# a crash
+
+CRASH = """
+from pathlib import Path
+from stages.learning.trainer import Curves
+
+def fit():
+    curves = Curves(Path("live"), [{"step": 1, "loss": 0.5}])
+    curves.add({"step": 2, "loss": 0.4})
+    raise ValueError("no finite loss")
+
+fit()
+"""
+
+
+def test_a_crash_in_a_training_ends_with_its_own_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "a"]
+    for words in (["init", "--quiet"], ["add", "file"], commit, ["gc", "--quiet"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert list(tmp_path.glob(".git/objects/pack/*.pack"))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=tmp_path, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", CRASH]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "ValueError: no finite loss"
+    assert "Exception ignored" not in done.stderr
+    assert (tmp_path / "live/plots/metrics/loss.tsv").read_text().splitlines()[1:] == ["1\t0.5", "2\t0.4"]
+
+
+# what others published
+
+
+@pytest.mark.parametrize("name", ["report.html.j2", "report.md.j2"])
+def test_no_published_figure_is_typed_in_a_template(name: str) -> None:
+    template = (REPOSITORY / "stages/pages" / name).read_text(encoding="utf-8")
+    typed = re.findall(r"\b\d+\.\d+\b", re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", template))
+    assert typed == []
+    assert "published.cost" in template
+    assert all(figures.source for figures in published.FIGURES.values())
