@@ -65,7 +65,7 @@ bench: setup  ## speed and memory as ratios to other people's code: reports/benc
 	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 kd-gain: setup  ## does distillation help, with three seeds and settings chosen on validation (hours; after make repro)
-	@$(if $(PRESET),cd $(RUN) &&) python -m benchmarks.kd_gain $(or $(STUDY),drawn) --into $(CURDIR)/reports/kd_gain
+	@$(IN_RUN) python -m benchmarks.kd_gain $(or $(STUDY),drawn) --into $(CURDIR)/reports/kd_gain
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

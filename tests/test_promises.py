@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.core import params, plugins
+from stages.core import findings, params, plugins
 from stages.pipeline import check, promises
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lay]:
     laid = []
 
     def write(kind: str, name: str, text: str) -> Any:
-        (tmp_path / "stages" / kind / f"{name}.py").write_text(text, encoding="utf-8")
+        (tmp_path / "stages" / kind / f"{name}.py").write_bytes(text.encode("utf-8", "surrogateescape"))
         importlib.invalidate_caches()
         laid.append(f"stages.{kind}.{name}")
         return naming(kind, name)
@@ -85,7 +85,7 @@ MISTAKES = {  # what a beginner does -> kind, file, what the line says
         LOSS.replace('"logits"', '"logit"'),
         'NEEDS must be "logits" or "features", got \'logit\'',
     ),
-    "a loss without terms": ("losses", without(LOSS, "terms"), "defines no terms(given, settings): write it"),
+    "a loss without terms": ("losses", without(LOSS, "terms"), "defines no function terms(given, settings): write it"),
     "a loss whose terms take one argument": (
         "losses",
         LOSS.replace("given: Signals, settings: Settings", "given: Signals"),
@@ -115,30 +115,55 @@ MISTAKES = {  # what a beginner does -> kind, file, what the line says
     "a loss that imports another loss": (
         "losses",
         "from stages.losses import paper\n" + LOSS,
-        "imports stages.losses: a plug-in of losses imports libraries and stages/core and stages/nets and "
+        "line 1 imports stages.losses: of the project a plug-in of losses may import stages/core, stages/nets, "
         "stages/learning alone",
     ),
     "a loss that imports a stage": (
         "losses",
         "import stages.distill\n" + LOSS,
-        "line 1 imports stages.distill: a plug-in of losses imports libraries",
+        "line 1 imports stages.distill: of the project a plug-in of losses may import",
     ),
     "a loss that imports its neighbour by a dot": (
         "losses",
         "from . import paper\n" + LOSS,
-        "a plug-in of losses imports libraries",
+        "line 1 imports stages (by a dot): of the project a plug-in of losses may import",
     ),
     "a model that timm does not know": (
         "models",
         'ID = "resnet_18"\n',
         "timm knows no model 'resnet_18', did you mean",
     ),
-    "a model without an id": ("models", 'NAME = "resnet18"\n', "must define one of ID, MEMBERS, CLIP"),
+    "a model without an id": (
+        "models",
+        'NAME = "resnet18"\n',
+        "must define exactly one of ID, MEMBERS, CLIP, as a literal at the top level, found none",
+    ),
     "an ensemble of one": ("models", 'MEMBERS = ("resnet18",)\n', "MEMBERS must be a tuple of two names or more"),
     "an explainer under another function's name": (
         "explainers",
         without(EXPLAINER, "maps("),
-        "defines no maps(model, images, outputs, max_stride): write it",
+        "defines no function maps(model, images, outputs, max_stride): write it",
+    ),
+    "a loss that ends the program": (
+        "losses",
+        LOSS + "raise SystemExit\n",
+        "cannot be imported: SystemExit: (line ",
+    ),
+    "a loss that is no UTF-8": ("losses", LOSS + "# \udce9\n", " is no text in UTF-8 (byte "),
+    "a model that is two things": (
+        "models",
+        'ID = "resnet18"\nMEMBERS = ("resnet18", "resnet18")\n',
+        "must define exactly one of ID, MEMBERS, CLIP, as a literal at the top level, found 2",
+    ),
+    "an explainer that is a class": (
+        "explainers",
+        "class maps:\n    pass\n",
+        "defines no function maps(model, images, outputs, max_stride): write it",
+    ),
+    "an explainer with its arguments in another order": (
+        "explainers",
+        EXPLAINER.replace("model: nn.Module, images: Tensor,", "images: Tensor, model: nn.Module,"),
+        "in this order, got maps(images, model, outputs, max_stride)",
     ),
     "an explainer that takes no stride": (
         "explainers",
@@ -148,12 +173,12 @@ MISTAKES = {  # what a beginner does -> kind, file, what the line says
     "a data set without harmonize": (
         "datasets",
         without(DATASET, "harmonize("),
-        "defines no harmonize(tables): write it",
+        "defines no function harmonize(tables): write it",
     ),
     "a data set without image_key": (
         "datasets",
         without(DATASET, "image_key("),
-        "defines no image_key(name): write it",
+        "defines no function image_key(name): write it",
     ),
     "a data set with a finding that is not in the table": (
         "datasets",
@@ -205,6 +230,35 @@ def test_a_plug_in_named_like_a_library_is_refused(lay: Lay, name: str) -> None:
 def test_a_name_with_a_dash_is_refused_with_what_dvc_can_address(lay: Lay) -> None:
     with pytest.raises(params.ParamsError, match=r"losses.a-loss: names match \[a-z0-9_\]\+"):
         check.everything(lay("losses", "a-loss", LOSS))
+
+
+def test_an_explainer_that_is_not_there_is_refused() -> None:
+    values = naming("explainers", "grad_cm")
+    with pytest.raises(params.ParamsError, match=r"explain.explainer: must be one of .*grad_cam.*, got 'grad_cm'"):
+        check.everything(values)
+
+
+def test_a_folder_beside_a_plug_in_is_refused(lay: Lay) -> None:
+    values = lay("losses", "mine", LOSS)
+    (plugins.STAGES / "losses/mine").mkdir()
+    with pytest.raises(params.ParamsError, match=r"losses/mine.py: stands beside a folder mine, which hides it"):
+        check.everything(values)
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_refused() -> None:
+    values = naming("losses", "another")
+    values["losses"][123] = values["losses"].pop("another")
+    with pytest.raises(params.ParamsError, match=r"losses.123"):
+        check.everything(values)
+
+
+def test_a_broken_table_of_findings_is_refused_with_its_columns(tmp_path: Path) -> None:
+    for text in ("", "name,title\nMass,Mass\n", "name,title,cui,synonyms\nMass,Mass\n"):
+        (tmp_path / "findings.csv").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"findings.csv must have the columns name,title,cui,synonyms in each line"
+        ):
+            findings.vocabulary(tmp_path / "findings.csv")
 
 
 def test_faults_of_several_plug_ins_and_of_keys_come_in_one_message(lay: Lay) -> None:

@@ -1,1 +1,1 @@
-"""What every stage stands on: params, plug-ins, files, seeds, findings, checkpoints."""
+"""What every stage stands on: params and their schema, plug-ins, files, seeds, facts about findings, command lines."""

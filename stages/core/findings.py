@@ -18,6 +18,7 @@ IMPLIED = -3  # not mentioned, and absent because the film as a whole is called 
 MISSING = -4  # this data set never annotates it
 FACTS = (PRESENT, ABSENT, UNCERTAIN, BLANK, IMPLIED, MISSING)
 
+COLUMNS = ("name", "title", "cui", "synonyms")
 TABLE = Path(__file__).parent.parent / "findings.csv"
 
 
@@ -61,9 +62,18 @@ def plain(word: str) -> str:
 
 
 def vocabulary(path: Path = TABLE) -> Vocabulary:
-    """Read the table (several synonyms of a finding join by |)."""
+    """Read the table (several synonyms of a finding join by |).
+
+    Raises:
+        ValueError: it has other columns, or a line with more or fewer.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+    if columns != COLUMNS or any(None in row.values() or None in row for row in rows):
+        raise ValueError(
+            f"{path} must have the columns {','.join(COLUMNS)} in each line: mend it, or `git checkout` it"
+        )
     words = {row["name"]: [row["name"], row["title"], *filter(None, row["synonyms"].split("|"))] for row in rows}
     spellings = {plain(word): name for name, spelled in words.items() for word in spelled}
     return Vocabulary({row["name"]: row["title"] for row in rows}, spellings)

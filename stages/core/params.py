@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from stages.core.schema import Params
@@ -64,15 +65,21 @@ def read(file: Path = FILE) -> Any:
     """The plain values of a params file (YAML 1.2, as DVC reads it).
 
     Raises:
-        ParamsError: the file is no YAML, or empty.
+        FileNotFoundError: there is no such file.
+        ParamsError: the file is no YAML, names a key twice, or is empty.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}: `git checkout {file}` brings the committed one back")
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             values = YAML(typ="safe").load(stream)
-    except YAMLError as error:
-        raise ParamsError(f"{file} is no YAML: {error}") from error
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise ParamsError(f"{file} names a key twice, in line {line}: {error.problem}; take one out") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ParamsError(f"{file} must hold keys, got {values!r}")
+        raise ParamsError(f"{file} must hold keys, got {values!r}: see params.yaml for those that there are")
     return values
 
 

@@ -17,7 +17,7 @@ STAGES = Path(__file__).parent.parent
 
 def names(kind: str) -> list[str]:
     """The plug-ins of a kind, sorted."""
-    return sorted(path.stem for path in (STAGES / kind).glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in (STAGES / kind).glob("*.py") if path.is_file() and path.stem != "__init__")
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -42,7 +42,7 @@ def require(kind: str, name: str) -> None:
         ValueError: the name is not one that DVC can address, or no file has it.
     """
     if not NAME.fullmatch(name):
-        raise ValueError(f"{kind} name {name!r} must match [a-z0-9_]+ (DVC cannot address dots and dashes)")
+        raise ValueError(f"{kind} name {name!r} must match [a-z0-9_]+ (DVC cannot address others)")
     if name not in names(kind):
         raise ValueError(f"no file stages/{kind}/{name}.py: there are {', '.join(names(kind))}")
 
@@ -82,7 +82,10 @@ def model_kind(name: str) -> str:
     """
     kinds = [kind for constant, kind in MODELS.items() if constant in constants("models", name)]
     if len(kinds) != 1:
-        raise ValueError(f"stages/models/{name}.py must define one of {', '.join(MODELS)} (see its __init__.py)")
+        raise ValueError(
+            f"stages/models/{name}.py must define exactly one of {', '.join(MODELS)}, as a literal at the top level, "
+            f"found {len(kinds) or 'none'} (see stages/models/__init__.py)"
+        )
     return kinds[0]
 
 
@@ -99,8 +102,10 @@ def tree(path: Path) -> ast.Module:
     """
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file_of(path)} is no text in UTF-8 (byte {error.start}): save it as that") from error
+    except (SyntaxError, ValueError) as error:  # the latter of a null byte
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise ValueError(f"{file_of(path)}{line} is no Python: {error.args[0]}: mend it there") from error
 
 

@@ -1,1 +1,1 @@
-"""Scores of predictions and of class maps, and the models that they are of."""
+"""Scores of predictions and of class maps with their intervals, the gallery, and the models that they are of."""

@@ -1,1 +1,1 @@
-"""Training: cohorts, objectives, losses, layers, ranks, soft labels."""
+"""Training: cohorts, objectives, the loop, fast CPU layers, ranks, checkpoints, soft labels."""

@@ -1,7 +1,7 @@
 """Training: what teachers, twins and distilled students share.
 
-The loop runs on timm's `timm.task`. Same params, inputs, seed and thread count give the same bytes; a killed run goes
-on from its checkpoint and ends with the bytes of an undisturbed one.
+The loop itself is in `trainer`. Same params, inputs, seed and thread count give the same bytes; a killed run goes on
+from its checkpoint and ends with the bytes of an undisturbed one.
 
 Several processes (`processes`, or `torchrun`) share each batch: a rank takes a contiguous part of it, and the averaged
 gradient is that of the whole batch. What compares films of a batch sees its rank's alone: the losses `rkd` and

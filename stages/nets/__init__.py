@@ -1,1 +1,1 @@
-"""Nets: built by name, started from weights, saved, loaded, run and read."""
+"""Nets: built by name, started from weights, saved, loaded, run, and read layer by layer."""

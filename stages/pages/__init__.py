@@ -1,1 +1,1 @@
-"""Charts, templates, and README's generated parts."""
+"""The report's charts and templates, published figures, and README's generated parts."""

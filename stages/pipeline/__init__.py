@@ -1,1 +1,1 @@
-"""What runs and checks the pipeline itself: guard, lock, repro, presets."""
+"""What runs and checks the pipeline itself: guard, lock, runner, presets, rules and promises, `make fetch`."""

@@ -47,9 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", nargs="?", type=Path, default=params.FILE, help="a whole params file (params.yaml)")
     args = parser.parse_args(argv)
     try:
-        everything(params.read(args.file), str(args.file))
-    except (params.ParamsError, FileNotFoundError) as fault:
+        values = params.read(args.file)
+        everything(values, str(args.file))
+    except (ValueError, FileNotFoundError) as fault:
         sys.exit(str(fault))
+    print(f"{args.file} holds, with the {len(list(promises.named(values)))} plug-ins that it names")
 
 
 if __name__ == "__main__":

@@ -221,6 +221,8 @@ def main() -> None:
         whole = f"dvc.lock belongs to this code and these params: {len(entries())} stages"
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
+    if lines and args.command == "check":
+        lines.append(f"dvc.lock does not belong to this checkout ({len(lines)} faults): `make repro` runs what changed")
     print("\n".join(lines) or {"check": whole, "prune": "nothing to prune"}[args.command])
     sys.exit(bool(lines) and args.command == "check")
 

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.constructor import DuplicateKeyError
-
 from stages.core import params
 from stages.pipeline import check, comments
 
@@ -26,21 +24,6 @@ NEEDED = ("stages", "reports/kd_gain", "dvc.yaml", ".dvcignore", ".gitignore")
 PLACE = re.compile(r"ROOT\b")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'
-
-
-def _read(file: Path) -> Any:
-    """The plain values of a file; a fault of its YAML names the file."""
-    try:
-        return params.read(file)
-    except UnicodeDecodeError as error:
-        raise params.ParamsError(f"{file} is no YAML: {error}") from error
-    except params.ParamsError as error:
-        twice = error.__cause__
-        if not isinstance(twice, DuplicateKeyError):
-            raise
-        raise params.ParamsError(
-            f"{file} names a key twice, in line {twice.problem_mark.line + 1}: {twice.problem}; take one out"
-        ) from error
 
 
 def _laid_over(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +73,7 @@ def merged(preset: Path, base: Path = params.FILE) -> Any:
     Raises:
         ParamsError: with every fault of the overlay and of the whole; the message names the preset's file.
     """
-    values, given = _read(base), _read(preset)
+    values, given = params.read(base), params.read(preset)
     faults = list(_drop(values, given, given.pop("drop", []), base.name))
     faults += _idle(values, given)
     whole = _laid_over(values, given)
@@ -109,7 +92,7 @@ def merged(preset: Path, base: Path = params.FILE) -> Any:
 
 def with_comments(values: Any, preset: Path, base: Path = params.FILE) -> str:
     """Merged values as the text of a params file, with the comments of kept keys and the preset's own."""
-    first, second = (file.read_text(encoding="utf-8") for file in (base, preset))
+    first, second = (file.read_text(encoding="utf-8-sig") for file in (base, preset))
     return f"# Made of {base.name} and {preset}: edit those.\n" + comments.laid_on(values, first, second)
 
 

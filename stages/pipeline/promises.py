@@ -40,7 +40,7 @@ def of_plugins(values: Any) -> list[str]:
     faults = []
     for kind, name in named(given):
         path = plugins.STAGES / kind / f"{name}.py"
-        if plugins.NAME.fullmatch(str(name)) and path.is_file():
+        if plugins.NAME.fullmatch(name) and path.is_file():
             faults += [f"{plugins.file_of(path)}: {fault}" for fault in of_plugin(kind, name, given)]
     return faults
 
@@ -50,9 +50,9 @@ def named(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     groups = {"datasets": ("datasets",), "models": ("teachers", "students"), "losses": ("losses",)}
     for kind, keys in groups.items():
         tables = [values[key] for key in keys if isinstance(values.get(key), dict)]
-        yield from dict.fromkeys((kind, name) for table in tables for name in table)
+        yield from dict.fromkeys((kind, name) for table in tables for name in table if isinstance(name, str))
     explain = values.get("explain")
-    if isinstance(explain, dict) and "explainer" in explain:
+    if isinstance(explain, dict) and isinstance(explain.get("explainer"), str):
         yield "explainers", explain["explainer"]
 
 
@@ -61,15 +61,16 @@ def of_plugin(kind: str, name: str, values: dict[str, Any]) -> list[str]:
     path = plugins.STAGES / kind / f"{name}.py"
     see = f"(see stages/{kind}/__init__.py)"
     try:
-        faults = of_name(name) + of_imports(kind, plugins.tree(path))
+        faults = of_name(kind, name) + of_imports(kind, plugins.tree(path))
     except ValueError as error:  # of losses and models the rules have told it
         return [] if kind in ("losses", "models") else [str(error).removeprefix(f"{plugins.file_of(path)} ")]
     if faults:
         return faults
     try:
         module = plugins.load(kind, name)
-    except Exception as error:  # noqa: BLE001 - whatever its code raises is its fault
-        return [f"cannot be imported: {type(error).__name__}: {error}{_line_of(error, path)}: mend it there"]
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever its code raises is its fault
+        told = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        return [f"cannot be imported: {told}{_line_of(error, path)}: mend it there"]
     faults = [f"{fault} {see}" for fault in OF_KIND[kind](module)]
     return faults or (OF_VALUES[kind](module, name, values) if kind in OF_VALUES else [])
 
@@ -87,8 +88,10 @@ def _frames(error: BaseException) -> Iterator[Any]:
         frame = frame.tb_next
 
 
-def of_name(name: str) -> list[str]:
-    """A name that a library bears already: run by its path, or by its name, another would be found."""
+def of_name(kind: str, name: str) -> list[str]:
+    """A name that a library bears already, or a folder beside the file: another would be found by it."""
+    if (plugins.STAGES / kind / name).is_dir():
+        return [f"stands beside a folder {name}, which hides it from Python: give one of them another name"]
     spec = importlib.util.find_spec(name)
     origin = getattr(spec, "origin", None)
     is_elsewhere = origin is not None and plugins.STAGES.parent not in Path(origin).parents
@@ -104,25 +107,27 @@ def of_imports(kind: str, tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            modules = ["stages." + "." * node.level if node.level else str(node.module)]
+            modules = ["stages (by a dot)" if node.level else str(node.module)]
             if modules == ["stages"]:
                 modules = [f"stages.{alias.name}" for alias in node.names]
         else:
             continue
         for module in modules:
-            if module.split(".")[0] == "stages" and module.split(".")[1:2] not in [[room] for room in allowed]:
-                rooms = " and ".join(f"stages/{room}" for room in allowed)
+            if module.split(".")[0].split(" ")[0] == "stages" and module.split(".")[1:2] not in [
+                [room] for room in allowed
+            ]:
+                rooms = ", ".join(f"stages/{room}" for room in allowed)
                 faults.append(
-                    f"line {node.lineno} imports {module}: a plug-in of {kind} imports libraries and {rooms} alone, "
-                    "which its stages depend on: move what both need there"
+                    f"line {node.lineno} imports {module}: of the project a plug-in of {kind} may import {rooms} "
+                    "alone, on which all its stages depend: move what it needs there"
                 )
     return faults
 
 
 def _takes(function: Any, wanted: str, *names: str) -> list[str]:
     """A fault if an attribute is no function of these arguments, by their order."""
-    if not callable(function):
-        return [f"defines no {wanted}: write it"]
+    if not inspect.isroutine(function):
+        return [f"defines no function {wanted}: write it"]
     try:
         inspect.signature(function).bind(*names)
     except TypeError as error:
@@ -141,8 +146,8 @@ def of_loss(module: ModuleType) -> list[str]:
         faults.append("defines no Settings: write a pydantic class of the keys that params.yaml has for it")
     own = {"adapter": None} if adapter is not None else {}
     terms = getattr(module, "terms", None)
-    if not callable(terms):
-        faults.append("defines no terms(given, settings): write it")
+    if not inspect.isroutine(terms) or inspect.iscoroutinefunction(terms):
+        faults.append("defines no function terms(given, settings): write it")
     else:
         shown = "terms(given, settings, adapter)" if own else "terms(given, settings)"
         try:
@@ -278,14 +283,18 @@ def _of_timm(name: Any) -> list[str]:
     if isinstance(name, str) and timm.is_model(name):
         return []
     near = difflib.get_close_matches(str(name), timm.list_models(), n=3)
-    hint = f", did you mean {' or '.join(near)}?" if near else ""
-    return [f"timm knows no model {name!r}{hint} Take a name of timm.list_models(), or register the net in this file"]
+    hint = f", did you mean {' or '.join(near)}?" if near else ":"
+    return [f"timm knows no model {name!r}{hint} take a name of timm.list_models(), or register the net in this file"]
 
 
 def of_explainer(module: ModuleType) -> list[str]:
     """`maps`."""
     arguments = ("model", "images", "outputs", "max_stride")
-    return _takes(getattr(module, "maps", None), f"maps({', '.join(arguments)})", *arguments)
+    wanted, given = f"maps({', '.join(arguments)})", getattr(module, "maps", None)
+    if faults := _takes(given, wanted, *arguments):
+        return faults
+    own = tuple(inspect.signature(given).parameters)[: len(arguments)] if given else ()
+    return [] if own == arguments else [f"must define {wanted}, in this order, got maps({', '.join(own)})"]
 
 
 OF_KIND: dict[str, Callable[[ModuleType], list[str]]] = {

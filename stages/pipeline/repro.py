@@ -98,7 +98,7 @@ def main() -> None:
             print("nothing to run: all stages are up to date")
             return
         check.everything(params.read())  # imports plug-ins, and so torch: where there is nothing to run, for nothing
-    except (params.ParamsError, FileNotFoundError) as fault:
+    except (ValueError, FileNotFoundError) as fault:
         sys.exit(str(fault))
     threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from stages.core import findings, plugins
 from stages.core.schema import Params
 
+EXPLAINERS = "the files in stages/explainers"
 NAMED = ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums")
 
 
@@ -17,6 +18,7 @@ def contradictions(params: Params) -> list[str]:
         *_of_names(params),
         *_of_datasets(params),
         *_of_cells(params),
+        *_member("explain.explainer", params.explain.explainer, plugins.names("explainers"), EXPLAINERS),
         *of_losses({"losses": params.losses}),
         *_of_models(params),
     ]
@@ -31,7 +33,7 @@ def _member(key: str, value: object, known: Any, where: str) -> list[str]:
 
 def _of_names(params: Params) -> list[str]:
     return [
-        f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address dots and dashes)"
+        f"{group}.{name}: names match [a-z0-9_]+ (DVC cannot address others)"
         for group in NAMED
         for name in getattr(params, group)
         if not plugins.NAME.fullmatch(name)
@@ -45,8 +47,12 @@ def _of_datasets(params: Params) -> list[str]:
         faults += _member(f"policies.{name}", name, params.policies, "the keys of policies")
     for name in params.phantoms:
         faults += _member(f"phantoms.{name}", name, params.datasets, "the keys of datasets")
-        root = params.datasets[name].root if name in params.datasets else None
-        faults += _member(f"datasets.{name}.root", root, [f"data/phantom/{name}"], "where its phantom is drawn")
+        drawn = f"data/phantom/{name}"
+        if name in params.datasets and (root := params.datasets[name].root) != drawn:
+            faults.append(
+                f"datasets.{name}.root: must be {drawn}, where phantoms.{name} draws it, got {root!r}: if "
+                f"these are films of your own, take {name} out of phantoms"
+            )
     for name, entry in params.datasets.items():
         if entry.root.startswith("data/phantom") and name not in params.phantoms:
             faults.append(
@@ -82,17 +88,17 @@ def _of_cells(params: Params) -> list[str]:
     faults += _member("headline.cohort", headline.cohort, params.cohorts, "the keys of cohorts")
     faults += _member("headline.student", headline.student, params.students, "the keys of students")
     faults += _member("headline.teacher", headline.teacher, params.teachers, "the keys of teachers")
-    if also.cohorts:
+    both = [*params.losses, *params.loss_sums]
+    faults += _member("headline.loss", headline.loss, both, "the keys of losses and loss_sums")
+    if also.cohorts and headline.loss in both:
         faults += _member("headline.loss", headline.loss, also.losses, "distill_also.losses")
-    else:
-        both = [*params.losses, *params.loss_sums]
-        faults += _member("headline.loss", headline.loss, both, "the keys of losses and loss_sums")
     return faults + _member("headline.seed", headline.seed, params.seeds, "seeds")
 
 
 def of_losses(values: Any) -> list[str]:
     """What is wrong with `losses`, by the annotations of each plug-in's `Settings` (arguments as of `of_findings`)."""
-    return [fault for name, given in _entries(values, "losses") for fault in _of_loss(name, given)]
+    named = [(name, given) for name, given in _entries(values, "losses") if plugins.NAME.fullmatch(name)]
+    return [fault for name, given in named for fault in _of_loss(name, given)]
 
 
 def _of_loss(loss: str, given: dict[str, Any]) -> list[str]:
@@ -100,8 +106,10 @@ def _of_loss(loss: str, given: dict[str, Any]) -> list[str]:
         wanted = plugins.settings("losses", loss)
     except ValueError as error:
         return [f"losses.{loss}: {error}"]
-    faults = [f"losses.{loss}.{key}: missing ({wanted[key]})" for key in wanted if key not in given]
-    faults += [f"losses.{loss}.{key}: unknown, allowed are {', '.join(wanted)}" for key in given if key not in wanted]
+    missing = [key for key in wanted if key not in given]
+    faults = [f"losses.{loss}.{key}: missing ({wanted[key]}; a default in its file does not count)" for key in missing]
+    allowed_keys = ", ".join(wanted) or "none"
+    faults += [f"losses.{loss}.{key}: unknown, allowed are {allowed_keys}" for key in given if key not in wanted]
     kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
     for key, annotation in wanted.items():
         allowed = kinds.get(annotation)
@@ -117,7 +125,7 @@ def _of_models(params: Params) -> list[str]:
     kinds: dict[tuple[str, str], str] = {}
     faults: list[str] = []
     for group in ("teachers", "students"):
-        for name in getattr(params, group):
+        for name in filter(plugins.NAME.fullmatch, getattr(params, group)):
             try:
                 kinds[group, name] = plugins.model_kind(name)
             except ValueError as error:
@@ -165,8 +173,8 @@ def of_findings(values: Any) -> list[str]:
     known = findings.vocabulary()
     return [
         f"{key}: unknown finding {name!r}"
-        + (f", did you mean {near}?" if (near := known.nearest(str(name))) else "")
-        + " A new one is a line in stages/findings.csv, which lists them all"
+        + (f", did you mean {near}?" if (near := known.nearest(str(name))) else ";")
+        + " stages/findings.csv lists all, and a new one is a line there"
         for key, names in named.items()
         for name in names
         if name not in known.titles
@@ -176,6 +184,5 @@ def of_findings(values: Any) -> list[str]:
 def _entries(values: Any, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:
     """The entries of a mapping that are mappings themselves."""
     given = values.get(key) if key and isinstance(values, dict) else values
-    return (
-        [(name, entry) for name, entry in given.items() if isinstance(entry, dict)] if isinstance(given, dict) else []
-    )
+    pairs = given.items() if isinstance(given, dict) else []
+    return [(name, entry) for name, entry in pairs if isinstance(name, str) and isinstance(entry, dict)]

@@ -1,1 +1,1 @@
-"""Films and tables before training: archives, raw tables, contracts, splits, image shards and views, and fetching."""
+"""Films and tables before training: archives, raw tables, contracts, splits, image shards and views."""
