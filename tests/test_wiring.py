@@ -235,3 +235,10 @@ def test_rooms_in_deps_cost_little(tmp_path: Path) -> None:
         exact += sum(path.startswith("stages/") for path in wiring.expected(module, args).deps)
         declared_files += sum(len(wiring.members(path) or {path}) for path in given.deps if path.startswith("stages/"))
     assert exact < declared_files <= 1.15 * exact
+
+
+def test_a_new_finding_makes_nothing_stale_that_is_drawn_decoded_or_trained(tmp_path: Path) -> None:
+    cells = declared(checkout(tmp_path)).items()
+    readers = {name.split("@")[0] for name, (_, given) in cells if "stages/findings.csv" in given.deps}
+    assert readers == {"harmonize", "explain", "describe", "report"}
+    assert not any("stages" in given.deps for _, (_, given) in cells)

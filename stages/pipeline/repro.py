@@ -26,11 +26,12 @@ POLL_S = 0.2
 
 def due() -> nx.DiGraph:
     """The stages that changed and those that follow from them, with edges from a stage to the ones after it."""
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
 
     repo = Repo()
-    graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
-    changed = set(repo.status()) & set(graph)
+    with lock_repo(repo):  # under one lock DVC reads dvc.yaml and dvc.lock once, not for each question anew
+        graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
+        changed = set(repo.status()) & set(graph)
     return nx.DiGraph(graph.subgraph(changed.union(*(nx.descendants(graph, stage) for stage in changed))))
 
 
