@@ -1,13 +1,19 @@
 """Several stages at a time: order, overlap, what is due, and what a failing stage leaves."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from stages.pipeline import repro
+from stages.pipeline import recovery, repro
 
 MEET = (
     "touch {0}.here; for i in $(seq 200); do test -e {1}.here && break; sleep 0.1; done; test -e {1}.here && cp a {0}"
@@ -70,3 +76,95 @@ def test_a_failing_stage_is_shown_and_what_ran_beside_it_is_kept(toy: Path, caps
     assert locked() == {"a", "c"}
     assert set(repro.due()) == {"b", "d"}
     assert not (toy / "d").exists()
+
+
+def cut_off(name: str) -> None:
+    """What a kill between DVC's emptying of a file and its writing leaves."""
+    Path(name).write_text("")
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_lock_that_a_kill_cut_off_is_put_back_and_nothing_runs_again() -> None:
+    repro.run(repro.due(), lanes=2)
+    whole = Path("dvc.lock").read_bytes()
+    for name in ("dvc.lock", ".dvc/tmp/rwlock"):
+        cut_off(name)
+    assert [line.split(" was cut off")[0] for line in recovery.mend()] == ["dvc.lock", ".dvc/tmp/rwlock"]
+    assert Path("dvc.lock").read_bytes() == whole
+    assert not repro.due()
+    assert recovery.mend() == []
+
+
+@pytest.mark.usefixtures("toy")
+def test_half_a_lock_is_put_back_too() -> None:
+    repro.run(repro.due(), lanes=2)
+    whole = Path("dvc.lock").read_bytes()
+    Path("dvc.lock").write_bytes(whole[: whole.index(b"md5:") + 3])
+    assert recovery.mend()
+    assert Path("dvc.lock").read_bytes() == whole
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "stages:\n<<<<<<< ours\n  a: 1\n=======\n  a: 2\n>>>>>>> theirs\n",
+            "dvc.lock holds the conflicts of a merge: take",
+        ),
+        ("", "dvc.lock is cut off: `git checkout dvc.lock` brings the committed one back"),
+    ],
+)
+def test_a_lock_that_cannot_be_put_back_is_refused_with_the_way_out(content: str, message: str) -> None:
+    Path("dvc.lock").write_text(content)
+    with pytest.raises(recovery.LockFileError, match=message):
+        recovery.mend()
+    assert Path("dvc.lock").read_text() == content
+
+
+RUN = """
+import signal
+from stages.pipeline import repro
+signal.signal(signal.SIGTERM, repro.stop)
+repro.run(repro.due(), 2)
+"""
+
+
+def started(toy: Path) -> subprocess.Popen[bytes]:
+    """A run whose first stage waits for ever, once that stage is at work."""
+    write({"a": {"cmd": "echo $$ > pid; sleep 1000; cp source a", "deps": ["source"], "outs": ["a"]}})
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen([sys.executable, "-c", RUN], cwd=toy, env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (toy / "pid").exists() and (toy / "pid").read_text().strip() != "")
+    return process
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait a minute at most."""
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_takes_its_stages_with_it(toy: Path, asked: signal.Signals) -> None:
+    process = started(toy)
+    stage = int((toy / "pid").read_text())
+    process.send_signal(asked)
+    assert process.wait(60) != 0
+    wait_until(lambda: not psutil.pid_exists(stage))
+    assert recovery.left_running() == []
+
+
+def test_what_a_killed_run_left_at_work_is_found_and_waited_for(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = started(toy)
+    process.kill()
+    process.wait()
+    left = recovery.left_running()
+    assert left[0].cmdline()[-3:] == ["repro", "--single-item", "a"]
+    ended = threading.Timer(0.5, os.killpg, (left[0].pid, signal.SIGKILL))
+    ended.start()
+    recovery.wait_for(left)
+    assert f"process {left[0].pid} of an earlier run is still at work here" in capsys.readouterr().out
+    assert recovery.left_running() == []

@@ -3,10 +3,12 @@
 `dvc repro` runs one stage after another. Here each stage that is due is a `dvc repro --single-item` of its own, started
 as soon as those before it are done, as many at a time as the cores have room for (params.yaml: `threads` of each, times
 the `processes` of a training). The results, `dvc.lock` and the guard are the same: DVC's own locks (`--wait-for-lock`)
-let one process write at a time.
+let one process write at a time. What is stopped takes its stages with it; what a kill leaves is mended by the next run
+(see `recovery`).
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ import networkx as nx
 from tqdm import tqdm
 
 from stages.core import arguments, params
-from stages.pipeline import check
+from stages.pipeline import check, recovery
 
 RAN = "Running stage"  # how DVC says that it ran a command
 TAIL_LINES = 40  # shown of a failed stage
@@ -55,32 +57,41 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
         tempfile.TemporaryDirectory(prefix="repro-") as logs,
         tqdm(total=len(graph), unit="stage", disable=None, bar_format="{n}/{total} stages, {elapsed}{postfix}") as bar,
     ):
-        while running or (waiting and not failed):
-            ready = [stage for stage, before in waiting.items() if before == 0] if not failed else []
-            for stage in ready[: lanes - len(running)]:
-                del waiting[stage]
-                words = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-                with _log(logs, stage).open("wb") as log:
-                    running[stage] = subprocess.Popen(words, stdout=log, stderr=log), time.monotonic()
-                bar.set_postfix_str(", ".join(running))
-            time.sleep(POLL_S)
-            for stage, (process, start) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[stage]
-                said = _log(logs, stage).read_text(encoding="utf-8", errors="replace")
-                if process.returncode:
-                    tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
-                    bar.write(f"{tail}\n{stage} failed", file=sys.stderr)
-                    failed = subprocess.CalledProcessError(process.returncode, process.args)
-                    continue
-                result = f"ran, {time.monotonic() - start:.0f} s" if RAN in said else "did not change"
-                bar.write(f"{stage}: {result}", file=sys.stdout)
-                bar.update()
-                for after in graph.successors(stage):
-                    waiting[after] -= 1
+        try:
+            while running or (waiting and not failed):
+                ready = [stage for stage, before in waiting.items() if before == 0] if not failed else []
+                for stage in ready[: lanes - len(running)]:
+                    del waiting[stage]
+                    running[stage] = _start(stage, _log(logs, stage)), time.monotonic()
+                    bar.set_postfix_str(", ".join(running))
+                time.sleep(POLL_S)
+                for stage, (process, start) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[stage]
+                    recovery.keep()
+                    said = _log(logs, stage).read_text(encoding="utf-8", errors="replace")
+                    if process.returncode:
+                        tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
+                        bar.write(f"{tail}\n{stage} failed", file=sys.stderr)
+                        failed = subprocess.CalledProcessError(process.returncode, process.args)
+                        continue
+                    result = f"ran, {time.monotonic() - start:.0f} s" if RAN in said else "did not change"
+                    bar.write(f"{stage}: {result}", file=sys.stdout)
+                    bar.update()
+                    for after in graph.successors(stage):
+                        waiting[after] -= 1
+        finally:
+            recovery.end(process for process, _ in running.values())
     if failed:
         raise failed
+
+
+def _start(stage: str, log: Path) -> subprocess.Popen[bytes]:
+    """Run a stage under DVC, in a session of its own, so that what it starts can be ended with it."""
+    words = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    with log.open("wb") as file:
+        return subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
 
 
 def _log(folder: str, stage: str) -> Path:
@@ -92,8 +103,12 @@ def main() -> None:
     parser = arguments.parser(__doc__)
     parser.add_argument("--lanes", type=arguments.at_least_one, help="stages at a time (what the cores have room for)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     try:
         given = check.parse(params.read())
+        recovery.wait_for(recovery.left_running())
+        for line in recovery.mend():
+            print(line)
         graph = due()
         if not graph:
             print("nothing to run: all stages are up to date")
@@ -106,6 +121,13 @@ def main() -> None:
         run(graph, args.lanes or max(1, (os.cpu_count() or 1) // threads))
     except subprocess.CalledProcessError:
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("stopped, with all that it had started: the same command goes on from here")
+
+
+def stop(*_: object) -> None:
+    """What a TERM does: what the interrupt key does."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""What a kill leaves of DVC's own files, mended before the next run; and the end of what a stopped run started.
+
+DVC empties `dvc.lock`, and its table of who reads and writes what (`.dvc/tmp/rwlock`), before it writes them anew: a
+kill in between leaves files without content, of which DVC says no more than that they are corrupt. So the runner keeps
+the last whole `dvc.lock`. A killed `make repro` may leave its stages running: the next one waits for them.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.learning import checkpoints
+
+LOCK = Path("dvc.lock")
+KEPT = checkpoints.ROOT / "dvc.lock"
+RUNNING = Path(".dvc/tmp/rwlock")
+OURS = ("dvc", "stages.pipeline.guard")  # words of the command lines that work on a run
+GRACE_S = 10  # for a process that was asked to end
+
+
+class LockFileError(ValueError):
+    """dvc.lock is not whole and nothing is there to put in its place; the message says what to do."""
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether this is a lock file with its stages."""
+    try:
+        values = YAML(typ="safe").load(content)
+    except (YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(values, dict) and isinstance(values.get("stages"), dict)
+
+
+def keep() -> None:
+    """Keep dvc.lock as it is now, if it is there and whole: another process may just be writing it."""
+    if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and is_whole(content):
+        checkpoints.write(KEPT, content)
+
+
+def mend() -> list[str]:
+    """Put back what a kill has cut off; what was done, in words.
+
+    Raises:
+        LockFileError: dvc.lock holds a merge's conflicts, or is cut off and no whole one was kept.
+    """
+    done = []
+    if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and not is_whole(content):
+        if b"<<<<<<<" in content:
+            raise LockFileError(
+                f"{LOCK} holds the conflicts of a merge: take one side (`git checkout --ours {LOCK}`) and run again, "
+                "which runs what differs"
+            )
+        if not KEPT.exists():
+            raise LockFileError(
+                f"{LOCK} is cut off: `git checkout {LOCK}` brings the committed one back; without it all stages run"
+            )
+        checkpoints.write(LOCK, KEPT.read_bytes())
+        done.append(f"{LOCK} was cut off by a kill: the last whole one is back, what ran after it runs again")
+    if RUNNING.exists() and not _is_json(RUNNING):
+        RUNNING.unlink()
+        done.append(f"{RUNNING} was cut off by a kill and is gone: nothing that it named runs any more")
+    keep()
+    return done
+
+
+def _is_kept(content: bytes) -> bool:
+    return KEPT.exists() and KEPT.read_bytes() == content
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        return False
+
+
+def left_running() -> list[psutil.Process]:
+    """Processes that an earlier run left at work in this folder: its DVC, or its stages."""
+    here, found = Path.cwd().resolve(), []
+    for process in psutil.process_iter():
+        try:
+            words = {Path(word).name for word in process.cmdline()}
+            if words.intersection(OURS) and Path(process.cwd()).resolve() == here and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.Error, OSError):  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def wait_for(processes: Iterable[psutil.Process]) -> None:
+    """Wait for these to end, and say which they are."""
+    for process in processes:
+        try:
+            words = shlex.join(process.cmdline())
+        except psutil.Error:
+            continue
+        print(f"process {process.pid} of an earlier run is still at work here: waiting for it ({words})", flush=True)
+        psutil.wait_procs([process])
+
+
+def end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End processes and all that they started, each the head of a session of its own."""
+    alive = [process for process in processes if process.poll() is None]
+    for asked in (signal.SIGTERM, signal.SIGKILL):
+        for process in alive:
+            try:
+                os.killpg(process.pid, asked)
+            except ProcessLookupError:
+                continue
+        for process in alive:
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                continue
