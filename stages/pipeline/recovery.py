@@ -22,7 +22,7 @@ from stages.learning import checkpoints
 LOCK = Path("dvc.lock")
 KEPT = checkpoints.ROOT / "dvc.lock"
 RUNNING = Path(".dvc/tmp/rwlock")
-OURS = ("dvc", "stages.pipeline.guard")  # words of the command lines that work on a run
+GUARD = "stages.pipeline.guard"
 GRACE_S = 10  # for a process that was asked to end
 
 
@@ -87,8 +87,9 @@ def left_running() -> list[psutil.Process]:
     here, found = Path.cwd().resolve(), []
     for process in psutil.process_iter():
         try:
-            words = {Path(word).name for word in process.cmdline()}
-            if words.intersection(OURS) and Path(process.cwd()).resolve() == here and process.pid != os.getpid():
+            words = process.cmdline()
+            is_ours = GUARD in words or "dvc" in [Path(word).name for word in words[:2]]  # with or without its Python
+            if is_ours and Path(process.cwd()).resolve() == here and process.pid != os.getpid():
                 found.append(process)
         except (psutil.Error, OSError):  # ended meanwhile, or another user's
             continue
