@@ -178,6 +178,18 @@ def test_an_undeclared_import_stops_the_stage_when_it_is_made(tmp_path: Path) ->
     assert "wrote" not in done.stderr
 
 
+def test_code_edited_after_it_was_loaded_and_before_it_was_hashed_fails_the_run(tmp_path: Path) -> None:
+    """The guard's own imports take half a second: an edit then is neither what ran nor noticed by a later hash."""
+    folder = project(tmp_path)
+    edit = "from pathlib import Path\nPath('stages/core/files.py').open('a').write('# edited')\n"
+    with (folder / "stages/core/schema.py").open("a") as file:  # which is loaded after files.py
+        file.write(edit)
+    done = repro(folder)
+    assert done.returncode != 0
+    assert "inputs of toy changed while it ran: stages/core/files.py; " in done.stderr
+    assert not (folder / "dvc.lock").exists()
+
+
 def test_a_swallowed_refusal_fails_the_stage_at_its_end(tmp_path: Path) -> None:
     trick = """
     try:

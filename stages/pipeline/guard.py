@@ -3,7 +3,8 @@
 DVC 3.67 hashes dependencies and params *after* the command (dvc#11058), and never checks that a stage reads only what
 it declares. This wrapper, for a stage that DVC runs,
 
-1. hashes the declared dependencies and params before and after, and fails when one changed in between;
+1. hashes the declared dependencies and params before and after, code before any of it is loaded, and fails when one
+   changed in between;
 2. fails as soon as the stage loads a module or opens a file of the project that it does not declare, or writes outside
    its outputs (what C code or worker processes open is not seen: `tests/test_wiring.py` covers those by reading the
    code);
@@ -25,9 +26,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from stages.core import files, params
-from stages.learning import checkpoints
-from stages.pipeline import check
+STAGES = Path(__file__).resolve().parent.parent
+AT_START = {path: hashlib.sha256(path.read_bytes()).digest() for path in STAGES.rglob("*.py")}  # before any is loaded
+
+from stages.core import files, params  # noqa: E402 - code counts as it was when this process had loaded none of it
+from stages.learning import checkpoints  # noqa: E402
+from stages.pipeline import check  # noqa: E402
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
@@ -159,6 +163,18 @@ def _project_modules(root: Path) -> set[str]:
     return {place.relative_to(root).as_posix() for place in places if root / "stages" in place.parents}
 
 
+def _edited(declared: Declaration, root: Path) -> set[str]:
+    """Declared code that this process has loaded and that is not as it was when the process began."""
+    code = {Path(path) for path in declared.deps}
+    loaded = [Path(path) for path in _project_modules(root)]
+    ours = [path for path in loaded if code & {path, *path.parents}]
+    return {path.as_posix() for path in ours if not path.is_file() or _sha256(path) != AT_START.get(root / path)}
+
+
+def _sha256(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
 def run(module: str, argv: list[str]) -> None:
     """Run `module.main(argv)` under the checks of this module's docstring.
 
@@ -183,11 +199,12 @@ def run(module: str, argv: list[str]) -> None:
     if faults:
         raise ProvenanceError(f"{address} went outside its declaration in dvc.yaml: {', '.join(sorted(faults))}")
     after = state(declared)
-    if changed := sorted(key for key in before if before[key] != after[key]):
+    changed = {key for key in before if before[key] != after[key]} | _edited(declared, root)
+    if changed:
         for out in declared.outs:
             files.remove(Path(out))
         raise ProvenanceError(
-            f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
+            f"inputs of {address} changed while it ran: {', '.join(sorted(changed))}; its result belongs to neither state and "
             "was removed. Run `make repro` again."
         )
 
