@@ -199,12 +199,12 @@ def run(module: str, argv: list[str]) -> None:
     if faults:
         raise ProvenanceError(f"{address} went outside its declaration in dvc.yaml: {', '.join(sorted(faults))}")
     after = state(declared)
-    changed = {key for key in before if before[key] != after[key]} | _edited(declared, root)
+    changed = sorted({key for key in before if before[key] != after[key]} | _edited(declared, root))
     if changed:
         for out in declared.outs:
             files.remove(Path(out))
         raise ProvenanceError(
-            f"inputs of {address} changed while it ran: {', '.join(sorted(changed))}; its result belongs to neither state and "
+            f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
             "was removed. Run `make repro` again."
         )
 
