@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.core import findings, params, plugins
 from stages.pipeline import check, promises
@@ -144,6 +145,28 @@ MISTAKES = {  # what a beginner does -> kind, file, what the line says
         without(EXPLAINER, "maps("),
         "defines no function maps(model, images, outputs, max_stride): write it",
     ),
+    "a loss that returns nothing": (
+        "losses",
+        LOSS.replace("    return softened", "    softened"),
+        "terms must return a dict of name -> scalar tensor, got NoneType",
+    ),
+    "a loss that returns one number": (
+        "losses",
+        LOSS.replace("temperature)\n", 'temperature)["kd"]\n'),
+        "terms must return a dict of name -> scalar tensor, got Tensor",
+    ),
+    "a loss without a task": (
+        "losses",
+        LOSS.replace(
+            "    return softened(given, settings.alpha, settings.temperature)", '    return {"kd": given.student.sum()}'
+        ),
+        "terms must return the hard labels' term as 'task', got 'kd'",
+    ),
+    "a loss that names what there is not": (
+        "losses",
+        LOSS.replace("return softened(given,", "return softened(given.batch,"),
+        "terms fail on a small batch: AttributeError: 'Signals' object has no attribute 'batch' (line ",
+    ),
     "a loss that ends the program": (
         "losses",
         LOSS + "raise SystemExit\n",
@@ -274,6 +297,12 @@ def test_faults_of_several_plug_ins_and_of_keys_come_in_one_message(lay: Lay) ->
     parts = ("losses/mistaken.py: NEEDS", "models/mistaken.py: timm knows no", "losses.paper.reduction", "student.lr")
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("name", plugins.names("losses"))
+def test_every_loss_passes_its_trial_with_the_settings_of_its_docstring(name: str) -> None:
+    entry = YAML(typ="safe").load(str(plugins.load("losses", name).__doc__).split("In params.yaml:\n")[1])
+    assert promises.of_plugin("losses", name, {"losses": entry}) == []
 
 
 def test_every_plug_in_that_ships_keeps_its_promises() -> None:

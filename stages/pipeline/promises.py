@@ -1,8 +1,8 @@
 """What each kind of plug-in promises, held against the files that params name, before any work.
 
 Each fault is one line: the file, what is wrong, the way out. What a plug-in's kind asks for is told in its folder's
-`__init__.py`; what only a run can show (the terms that a loss returns, the tables of a data set) is checked where it is
-used first.
+`__init__.py`; a loss is tried on a small batch. What only a run can show (the tables of a data set) is checked where it
+is used first.
 """
 
 import ast
@@ -167,14 +167,28 @@ def of_loss_values(module: ModuleType, name: str, values: dict[str, Any]) -> lis
     if not isinstance(given, dict) or given.keys() != plugins.settings("losses", name).keys():
         return []
     try:
-        module.Settings.model_validate(given)
+        settings = module.Settings.model_validate(given)
     except ValidationError as error:
         return [
             f"refuses losses.{name}.{'.'.join(map(str, item['loc']))}: "
             f"{item['msg'].removeprefix('Value error, ')}, got {item['input']!r} (params.yaml)"
             for item in error.errors()
         ]
-    return []
+    return _of_trial(module, settings)
+
+
+def _of_trial(module: ModuleType, settings: Any) -> list[str]:
+    """What a loss makes of a small batch: else a fault shows when its teacher has trained."""
+    from stages.learning import terms  # late, as both bring torch
+    from stages.pipeline import trials
+
+    try:
+        found = trials.terms_of(module, settings)
+    except Exception as error:  # noqa: BLE001 - whatever its code raises is its fault
+        told = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        return [f"terms fail on a small batch: {told}{_line_of(error, Path(str(module.__file__)))}: mend it there"]
+    fault = terms.fault_of(found, is_trained=True)
+    return [f"{fault} (see stages/losses/__init__.py)"] if fault else []
 
 
 def of_dataset(module: ModuleType) -> list[str]:
