@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -185,6 +185,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 
 
 @settings(max_examples=100, deadline=None)
+@example({"a": {"b": "\x85", "c": " a\u2028b", "d": ["\ufeff"]}})  # line breaks of YAML 1.1
 @given(st.fixed_dictionaries({"a": st.fixed_dictionaries({"b": SCALARS, "c": SCALARS, "d": st.lists(SCALARS)})}))
 def test_no_value_is_changed_by_the_comments_beside_it(values: Any) -> None:
     assert load(laid_on(values)) == values

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
 COLUMN = 33  # where comments begin, if the line is not longer
@@ -20,12 +20,24 @@ COLUMN = 33  # where comments begin, if the line is not longer
 KeyPath = tuple[str | int, ...]  # keys from the top, and places in lists
 
 
+BREAKS = frozenset("\x85\u2028\u2029\ufeff")  # which only a double-quoted text holds as they are, escaped
+
+
 class _Representer(SafeRepresenter):
-    """Writes a value that stands twice as it is, without an anchor."""
+    """Writes a value that stands twice as it is, without an anchor, and every text so that it is read back the same."""
 
     def ignore_aliases(self, data: Any) -> Literal[True]:  # noqa: ARG002
         """Every value is written out."""
         return True
+
+    def represent_text(self, data: str) -> ScalarNode:
+        """A text, escaped where it would else be read as several lines."""
+        style = '"' if BREAKS.intersection(data) else None
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_text)
 
 
 def _yaml() -> YAML:
