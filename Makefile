@@ -12,7 +12,7 @@ RUN = runs/$(basename $(notdir $(PRESET)))
 IN_RUN = $(if $(PRESET),test -d "$(RUN)" || { \
   echo "there is no run of $(PRESET) ($(RUN)): make run PRESET=$(PRESET)"; exit 1; }; cd "$(RUN)" &&)
 
-.PHONY: help setup repro test test-slow lint fetch run params audit prune readme parity bench kd-gain
+.PHONY: help setup repro test test-slow lint fetch run params audit prune readme parity bench trials maps
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -64,8 +64,11 @@ readme: setup  ## copy the reports' result tables into README.md
 bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
 	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-kd-gain: setup  ## does distillation help, with three seeds and settings chosen on validation (hours; after make repro)
-	@$(IN_RUN) python -m benchmarks.kd_gain $(or $(STUDY),drawn) --into $(CURDIR)/reports/kd_gain
+trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)
+	@$(IN_RUN) python -m benchmarks.trials $(or $(STUDY),drawn) --into $(CURDIR)/reports/choices
+
+maps: setup  ## which layer class maps should come from, on boxes of validation films (after make repro)
+	@$(IN_RUN) python -m benchmarks.maps
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

@@ -53,7 +53,7 @@ class Case:
     """At what size, in what batches and where a net is trained.
 
     Attributes:
-        settings: `train.teacher` or `train.student` of params.yaml.
+        settings: `train.teacher` of params.yaml, or `train.student` with the twin's rate.
         size_px: side of the films.
         device: of the nets and batches.
     """
@@ -305,7 +305,7 @@ def of_peak(folder: Path, architecture: str, case: Case, views: Any, peak: float
 def memory(count: int) -> None:
     """Print the peak memory of some steps on so many films."""
     settings = params.parse(params.read())
-    case = Case(settings.train.student, SIZE_PX, nets.fix(settings.threads))
+    case = Case(settings.train.student.at(settings.rates["twin"].default), SIZE_PX, nets.fix(settings.threads))
     with tempfile.TemporaryDirectory() as folder:
         drawn = cohort(Path(folder), count, SIZE_PX)
         Ours(case.student(), drawn, case, settings.views, is_distilled=False).steps(3 * STEPS)
@@ -316,7 +316,8 @@ def run() -> list[measure.Line]:
     """The lines on training."""
     whole = params.parse(params.read())
     device, views = nets.fix(whole.threads), whole.views
-    ours, teachers = (Case(settings, SIZE_PX, device) for settings in (whole.train.student, whole.train.teacher))
+    students = whole.train.student.at(whole.rates["twin"].default)
+    ours, teachers = (Case(settings, SIZE_PX, device) for settings in (students, whole.train.teacher))
     papers = Case(ours.settings.model_copy(update={"batch_size": PAPER_BATCH}), PAPER_PX, device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

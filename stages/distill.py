@@ -1,4 +1,4 @@
-"""Train a student with a teacher's soft labels; schedule, views, batches and first weights are its twin's.
+"""Train a student with a teacher's soft labels; steps, views, batches and first weights are its twin's.
 
 Reads the cohort and the teacher's cached logits; writes weights, what is needed to load them, and the learning curve.
 The teacher itself runs only for a loss that needs its features. Stops when soft labels or teacher are of other films,
@@ -15,8 +15,14 @@ from stages.nets import nets
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
     args = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", seed={"type": int}).parse_args(argv)
-    seed, threads, views, settings, start, given = params.load(
-        "seed", "threads", "views", "train.student", f"students.{args.student}", f"losses.{args.loss}"
+    seed, threads, views, schedule, rates, start, given = params.load(
+        "seed",
+        "threads",
+        "views",
+        "train.student",
+        f"rates.{args.loss}",
+        f"students.{args.student}",
+        f"losses.{args.loss}",
     )
     cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
@@ -26,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     loss = terms.with_settings(plugins.load("losses", args.loss), given)
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
-    recipe = Recipe(cohort, loss.terms, settings, views, seed, names, soft, teacher, loss.adapter)
+    recipe = Recipe(
+        cohort, loss.terms, schedule.at(rates.of(args.cohort)), views, seed, names, soft, teacher, loss.adapter
+    )
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(

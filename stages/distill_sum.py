@@ -14,8 +14,15 @@ from stages.nets import nets
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
     args = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", seed={"type": int}).parse_args(argv)
-    seed, threads, views, settings, start, weights, given = params.load(
-        "seed", "threads", "views", "train.student", f"students.{args.student}", f"loss_sums.{args.loss}", "losses"
+    seed, threads, views, schedule, rates, start, weights, given = params.load(
+        "seed",
+        "threads",
+        "views",
+        "train.student",
+        f"rates.{args.loss}",
+        f"students.{args.student}",
+        f"loss_sums.{args.loss}",
+        "losses",
     )
     cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     made_by = files.input(f"data/models/teacher/{args.cohort}/{args.teacher}")
@@ -26,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     loss = terms.weighted_sum(parts, weights)
     teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
     names = ("student", args.cohort, args.student, args.seed)
-    recipe = Recipe(cohort, loss.terms, settings, views, seed, names, soft, teacher, loss.adapter)
+    recipe = Recipe(
+        cohort, loss.terms, schedule.at(rates.of(args.cohort)), views, seed, names, soft, teacher, loss.adapter
+    )
     with checkpoints.folder("-".join(["distilled", args.teacher, args.loss, *map(str, names)])) as kept:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(

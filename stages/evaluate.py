@@ -3,8 +3,9 @@
 Reads data/labels/<dataset>.parquet and data/predictions/ (every model that params.yaml declares).
 Writes reports/metrics/<dataset>.json: how many images and patients, positives and negatives per finding, AUROC and
 average precision of each model per finding and as the means that the field reports, and the differences distilled
-minus twin, distilled minus teacher and teacher minus twin on the same images and bootstrap replicates; distilled minus
-twin also of the mean over seeds, with its spread.
+minus twin, distilled minus teacher and teacher minus twin on the same images and bootstrap replicates.
+Writes data/replicates/<dataset>.parquet: the mean AUROC of each model in each replicate, which compare averages over
+seeds and data sets.
 Stops on predictions that are missing, undeclared, not finite, of unknown images, or that differ in their images
 between models.
 """
@@ -25,7 +26,6 @@ from stages.judging.evaluation import (
     match,
     means_of,
     select,
-    spread,
     study_sample,
 )
 
@@ -58,76 +58,40 @@ def describe_findings(sample: Sample, min_positives: int) -> dict[str, Any]:
     return described
 
 
-def over_seeds(
-    evaluation: Evaluation,
-    models: list[cells.Model],
-    scored: dict[str, Any],
-    comparisons: dict[str, dict[str, Any]],
-    confidence: float,
-) -> dict[str, Any]:
-    """Distilled minus twin of the mean over seeds, for students that differ in nothing else.
-
-    Args:
-        evaluation: the areas of all models.
-        models: teachers, twins and distilled students.
-        scored: model id -> its scores.
-        comparisons: kind -> the differences of each pair.
-        confidence: of the intervals, which resample patients and hold the seeds as they are.
-
-    Returns:
-        The ids without their seeds, `<distilled> - <twin>`, -> the differences; each mean also has the AUROC of both
-        and their difference per seed, and the standard deviations of these.
-    """
-    groups: dict[str, list[cells.Model]] = {}
-    for model in models:
-        if model.kind == "distilled":
-            key = " - ".join(side.id.rpartition("/")[0] for side in (model, model.twin()))
-            groups.setdefault(key, []).append(model)
-    found = {}
-    for key, distilled in groups.items():
-        sides = {"distilled": [model.id for model in distilled], "twin": [model.twin().id for model in distilled]}
-        compared = evaluation.of(sides["distilled"], sides["twin"], confidence)
-        for name, mean in compared["means"].items():
-            values = {side: [scored[model]["means"][name]["auroc"] for model in ids] for side, ids in sides.items()}
-            values["difference"] = [
-                comparisons["distilled_minus_twin"][f"{model.id} - {model.twin().id}"]["means"][name]["difference"]
-                for model in distilled
-            ]
-            mean |= {"per_seed": values} | spread(values)
-        found[key] = compared | {"seeds": [model.seed for model in distilled]}
-    return found
-
-
-def evaluate(sample: Sample, studies: NDArray[Any], dataset: str, means: dict[str, Mean], models: list[cells.Model],
-             settings: Any, seed: int, workers: int) -> dict[str, Any]:  # fmt: skip
-    """Everything that reports/metrics/<dataset>.json holds, but for the counts of images."""
+def resample(sample: Sample, studies: NDArray[Any], dataset: str, means: dict[str, Mean], settings: Any, seed: int,
+             workers: int) -> Evaluation:  # fmt: skip
+    """The areas of every model, with their bootstrap."""
     samples = {"image": sample}
     if chosen := {finding for mean in means.values() if mean.unit == "study" for finding in mean.findings}:
         samples["study"] = study_sample(sample, studies, findings.in_order_of(sample.findings, chosen))
-    weights = draw(sample, dataset, settings.replicates, seed)
-    evaluation = Evaluation(samples, means, weights, workers)
+    return Evaluation(samples, means, draw(sample, dataset, settings.replicates, seed), workers)
+
+
+def evaluate(evaluation: Evaluation, dataset: str, models: list[cells.Model], settings: Any) -> dict[str, Any]:
+    """Everything that reports/metrics/<dataset>.json holds, but for the counts of images."""
+    sample = evaluation.samples["image"]
     comparisons: dict[str, dict[str, Any]] = {}
     for kind, model, less in pairs(models):
-        compared = evaluation.of([model.id], [less.id], settings.confidence) | {"minus": less.id}
+        compared = evaluation.of(model.id, less.id, settings.confidence) | {"minus": less.id}
         if kind == "distilled_minus_teacher":
             for mean in compared["means"].values():
                 mean["non_inferior"] = None if mean["low"] is None else mean["low"] > -settings.margin
         comparisons.setdefault(kind, {})[f"{model.id} - {less.id}"] = compared
-    scored = {model.id: evaluation.of([model.id], [], settings.confidence) for model in models}
+    rows = {unit: len(of_unit.targets) for unit, of_unit in evaluation.samples.items()}
+    means = {name: {"findings": list(mean.findings), "unit": mean.unit} for name, mean in evaluation.means.items()}
     return {
         "dataset": dataset,
         "settings": settings.model_dump(),
-        "rows": {unit: len(sample.targets) for unit, sample in samples.items()} | {"patient": len(weights)},
+        "rows": rows | {"patient": int(sample.patients.max()) + 1},
         "findings": describe_findings(sample, settings.min_positives),
-        "means": {name: {"findings": list(mean.findings), "unit": mean.unit} for name, mean in means.items()},
-        "models": scored,
+        "means": means,
+        "models": {model.id: evaluation.of(model.id, None, settings.confidence) for model in models},
         "comparisons": comparisons,
-        "over_seeds": over_seeds(evaluation, models, scored, comparisons, settings.confidence),
     }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write reports/metrics/<dataset>.json."""
+    """Write reports/metrics/<dataset>.json and data/replicates/<dataset>.parquet."""
     args = arguments.parser(__doc__, "dataset").parse_args(argv)
     *declared, settings, evaluated, seed, workers = params.load(
         *cells.PARAMS, "evaluate", f"datasets.{args.dataset}.findings", "seed", "workers"
@@ -144,10 +108,13 @@ def main(argv: list[str] | None = None) -> None:
     sample = image_sample(test, predictions, findings.in_order_of(labels.columns, evaluated))
     studies = (test["patient"].astype(str) + "/" + test["study"].astype(str)).to_numpy(str)
     means = means_of(sample.findings, own_means)
-    result = evaluate(sample, studies, args.dataset, means, models, settings, seed, workers)
+    evaluation = resample(sample, studies, args.dataset, means, settings, seed, workers)
+    result = evaluate(evaluation, args.dataset, models, settings)
     result["without_prediction"] = int((labels["split"] == "test").sum()) - len(test)
     with files.output(f"reports/metrics/{args.dataset}.json") as temporary:
         files.write_json(result, temporary)
+    with files.output(f"data/replicates/{args.dataset}.parquet") as temporary:
+        files.write_table(evaluation.replicates(), temporary)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from stages.nets import nets
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, train, write."""
     args = arguments.parser(__doc__, "cohort", "student", seed={"type": int}).parse_args(argv)
-    seed, threads, views, settings, start = params.load(
-        "seed", "threads", "views", "train.student", f"students.{args.student}"
+    seed, threads, views, schedule, rates, start = params.load(
+        "seed", "threads", "views", "train.student", "rates.twin", f"students.{args.student}"
     )
     cohort = load_cohort(files.input(f"data/cohorts/{args.cohort}"))
     plugins.load("models", args.student)
     names = ("student", args.cohort, args.student, args.seed)
-    recipe = Recipe(cohort, objectives.undistilled, settings, views, seed, names)
+    recipe = Recipe(cohort, objectives.undistilled, schedule.at(rates.of(args.cohort)), views, seed, names)
     with checkpoints.folder(f"twin-{args.cohort}-{args.student}-{args.seed}") as kept:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(f"data/models/twin/{args.cohort}/{args.student}/{args.seed}") as made:

@@ -4,11 +4,12 @@ import subprocess
 import sys
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import measure, training
+from benchmarks import maps, measure, training
 from stages.core import params
 
 OWN_PEAK = "from benchmarks import measure; print(measure.own_peak_mb())"
@@ -42,7 +43,7 @@ def test_a_rate_is_ours_to_theirs_and_a_duration_too() -> None:
 def case(monkeypatch: pytest.MonkeyPatch) -> training.Case:
     """Small batches with a small teacher."""
     monkeypatch.setattr(training, "TEACHER", "resnet10t")
-    settings = params.parse(params.read()).train.student
+    settings = params.parse(params.read()).train.student.at(0.4)
     return training.Case(settings.model_copy(update={"batch_size": 4}), 64, torch.device("cpu"))
 
 
@@ -79,3 +80,16 @@ def test_an_online_step_moves_the_student_and_not_the_teacher(build: Any, nets: 
     after = [weights(net) for net in (student, teacher)]
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True]
     assert (student.training, teacher.training) == (True, False)
+
+
+def test_the_boxes_of_the_truth_come_one_a_row() -> None:
+    texts = ['{"Edema": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.1, 0.1]], "Mass": [[0.0, 0.0, 1.0, 1.0]]}', "{}"]
+    boxes = maps.boxes_of(pd.DataFrame({"image": ["a.png", "b.png"], "boxes": texts}))
+    assert boxes.to_dict("list") == {
+        "image": ["a.png"] * 3,
+        "finding": ["Edema", "Edema", "Mass"],
+        "x": [0.1, 0.5, 0.0],
+        "y": [0.2, 0.5, 0.0],
+        "width": [0.3, 0.1, 1.0],
+        "height": [0.4, 0.1, 1.0],
+    }

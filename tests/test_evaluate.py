@@ -15,19 +15,17 @@ from stages.datasets import chexpert
 from stages.judging import cells, evaluation
 
 SETTINGS = schema.Evaluate(replicates=200, confidence=0.95, min_positives=10, margin=0.02, plateau=0.01)
-HEADLINE = schema.Headline.model_construct(cohort="joint", student="small", teacher="big", loss="kd", seed=0)
-ALSO = schema.DistillAlso(cohorts=["one"], losses=["kd"])
 LOSSES = {"kd": 0, "other": 0}
-DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, {}, [0], ALSO, HEADLINE)
+DECLARED: tuple[Any, ...] = ({"joint": 0, "one": 0}, {"big": 0}, {"small": 0}, LOSSES, {}, [0])
 MODELS = cells.models(*DECLARED)
-THREE_SEEDS = cells.models(*DECLARED[:5], [0, 1, 2], *DECLARED[6:])
 COLUMNS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Hernia"]
 OF_ONE = COLUMNS[:5]  # the cohort `one` never saw Hernia
 
 
-def test_a_sum_is_a_loss_of_the_headline_cohort_alone() -> None:
+def test_a_sum_is_a_loss_like_others() -> None:
     with_sum = cells.models(*DECLARED[:4], {"mix": 0}, *DECLARED[5:])
-    assert [model.id for model in with_sum if model not in MODELS] == ["distilled/joint/small/big/mix/0"]
+    added = [f"distilled/{cohort}/small/big/mix/0" for cohort in ("joint", "one")]
+    assert [model.id for model in with_sum if model not in MODELS] == added
     assert set(MODELS) < set(with_sum)
 
 
@@ -57,17 +55,24 @@ def predict(labels: pd.DataFrame, model: cells.Model, dataset: str = "chexpert")
     return table
 
 
-def run(
+def resample(
     labels: pd.DataFrame, dataset: str = "chexpert", models: list[cells.Model] = MODELS, **changed: pd.DataFrame
-) -> dict[str, Any]:
-    """The result for these labels, with the table of a model id replaced."""
+) -> evaluation.Evaluation:
+    """The areas for these labels, with the table of a model id replaced."""
     tables = {model.id: predict(labels, model) for model in models} | changed
     predictions = {model: evaluation.select(table, "chexpert", model) for model, table in tables.items()}
     test = evaluation.match(labels, predictions)
     sample = evaluation.image_sample(test, predictions, COLUMNS)
     studies = (test["patient"] + "/" + test["study"]).to_numpy(str)
     means = evaluation.means_of(sample.findings, chexpert.MEANS)
-    return evaluate.evaluate(sample, studies, dataset, means, models, SETTINGS, seed=0, workers=1)
+    return evaluate.resample(sample, studies, dataset, means, SETTINGS, seed=0, workers=1)
+
+
+def run(
+    labels: pd.DataFrame, dataset: str = "chexpert", models: list[cells.Model] = MODELS, **changed: pd.DataFrame
+) -> dict[str, Any]:
+    """The result for these labels, with the table of a model id replaced."""
+    return evaluate.evaluate(resample(labels, dataset, models, **changed), dataset, models, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,7 @@ def test_every_distilled_student_is_compared_with_its_own_twin_and_teacher(resul
         "distilled/joint/small/big/kd/0 - twin/joint/small/0",
         "distilled/joint/small/big/other/0 - twin/joint/small/0",
         f"{one} - twin/one/small/0",
+        "distilled/one/small/big/other/0 - twin/one/small/0",
     }
     assert f"{one} - teacher/one/big" in result["comparisons"]["distilled_minus_teacher"]
     assert set(result["comparisons"]["teacher_minus_twin"]) == {
@@ -174,61 +180,52 @@ def test_a_model_less_a_copy_of_itself_is_exactly_zero() -> None:
     assert (mean["difference"], mean["low"], mean["high"], mean["excludes_zero"]) == (0, 0, 0, False)
 
 
-KD, TWIN = "distilled/joint/small/big/kd", "twin/joint/small"
+def test_replicates_hold_the_estimate_and_give_its_interval(result: dict[str, Any]) -> None:
+    table = resample(make_labels()).replicates()
+    assert list(table.columns) == ["model", "mean", "replicate", "auroc"]
+    assert len(table) == len(MODELS) * len(result["means"]) * (SETTINGS.replicates + 1)
+    for (model, mean), rows in table.groupby(["model", "mean"]):
+        scored = result["models"][model]["means"][mean]
+        assert rows["replicate"].tolist() == list(range(SETTINGS.replicates + 1))
+        values = rows["auroc"].to_numpy()
+        assert values[0] == pytest.approx(scored["auroc"], abs=1e-6)
+        ends = np.quantile(values[1:], [0.025, 0.975])
+        assert tuple(ends) == pytest.approx((scored["low"], scored["high"]), abs=1e-6)
 
 
-def test_with_one_seed_the_difference_of_means_is_that_of_the_seed_and_the_spread_is_null(
-    result: dict[str, Any],
-) -> None:
-    over = result["over_seeds"][f"{KD} - {TWIN}"]
-    paired = result["comparisons"]["distilled_minus_twin"][f"{KD}/0 - {TWIN}/0"]
-    assert over["seeds"] == [0]
-    assert over["findings"] == paired["findings"]
-    for name, mean in paired["means"].items():
-        assert {key: over["means"][name][key] for key in mean} == mean
-        assert over["means"][name]["per_seed"]["difference"] == [mean["difference"]]
-        assert (over["means"][name]["deviation"], over["means"][name]["deviation_reason"]) == (
-            None,
-            evaluation.ONE_SEED,
-        )
+def test_replicates_of_two_models_are_of_the_same_patients(result: dict[str, Any]) -> None:
+    table = resample(make_labels()).replicates().set_index(["model", "mean"])["auroc"]
+    less = (table["teacher/joint/big", "all"] - table["twin/joint/small/0", "all"].to_numpy()).to_numpy()
+    compared = result["comparisons"]["teacher_minus_twin"]["teacher/joint/big - twin/joint/small/0"]["means"]["all"]
+    ends = np.quantile(less[1:], [0.025, 0.975])
+    assert tuple(ends) == pytest.approx((compared["low"], compared["high"]), abs=2e-6)
 
 
-def test_the_difference_over_seeds_is_the_mean_of_the_seeds_with_their_spread(result: dict[str, Any]) -> None:
-    several = run(make_labels(), models=THREE_SEEDS)
-    assert set(several["over_seeds"]) == set(result["over_seeds"])
-    mean = several["over_seeds"][f"{KD} - {TWIN}"]["means"]["all"]
-    values = {
-        side: [several["models"][f"{model}/{seed}"]["means"]["all"]["auroc"] for seed in range(3)]
-        for side, model in (("distilled", KD), ("twin", TWIN))
-    }
-    values["difference"] = list(np.subtract(values["distilled"], values["twin"]))
-    assert len(set(values["difference"])) == 3
-    for side, expected in values.items():
-        assert mean["per_seed"][side] == pytest.approx(expected, abs=2e-6)
-        assert mean["deviation"][side] == pytest.approx(np.std(expected, ddof=1), abs=2e-6)
-    assert mean["difference"] == pytest.approx(np.mean(values["difference"]), abs=2e-6)
-
-
-def test_the_interval_over_seeds_averages_the_seeds_within_each_replicate() -> None:
-    labels = make_labels()
-    rng = np.random.default_rng(0)
-    replicates = {f"{side}/{seed}": rng.random((201, 1)) for side in "ab" for seed in range(3)}
-    whole = evaluation.Evaluation.__new__(evaluation.Evaluation)
-    sample = evaluation.Sample(["Edema"], labels[["Edema"]].to_numpy(float), np.arange(len(labels)) // 4,
-                             {model: np.zeros((len(labels), 1), np.float32) for model in replicates})  # fmt: skip
-    whole.samples, whole.means = {"image": sample}, {"all": evaluation.Mean(("Edema",))}
-    whole.areas = {("image", model): evaluation.Areas(values, values) for model, values in replicates.items()}
-    found = whole.of(["a/0", "a/1", "a/2"], ["b/0", "b/1", "b/2"], 0.9)["means"]["all"]
-    averaged = np.mean([replicates[f"a/{seed}"] - replicates[f"b/{seed}"] for seed in range(3)], axis=0)[:, 0]
-    assert found["difference"] == pytest.approx(averaged[0], abs=1e-6)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(averaged[1:], [0.05, 0.95])), abs=1e-6)
-
-
-def test_a_mean_that_no_finding_defines_has_no_spread() -> None:
+def test_a_mean_that_no_finding_defines_has_replicates_without_a_value() -> None:
     labels = make_labels()
     labels[COLUMNS] = findings.ABSENT
-    mean = run(labels, models=THREE_SEEDS)["over_seeds"][f"{KD} - {TWIN}"]["means"]["all"]
-    assert (mean["difference"], mean["deviation"], mean["deviation_reason"]) == (None, None, "undefined")
+    table = resample(labels).replicates()
+    assert set(table["mean"]) == {"all", "shared7", "competition5", "competition5_per_study"}
+    assert table["auroc"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("means", "quoted"),
+    [
+        (["all", "shared7"], ["all"]),
+        (["all", "shared7", "ten", "ten_per_study"], ["ten", "ten_per_study"]),
+        (["shared7", "all", "zone_per_study", "zone", "area", "area_per_study"], ["area", "area_per_study"]),
+    ],
+)
+def test_a_data_set_is_quoted_by_a_mean_of_its_own_if_it_has_one(means: list[str], quoted: list[str]) -> None:
+    assert evaluation.main_mean(means) == quoted[0]
+    assert evaluation.quoted_means(means) == quoted
+
+
+def test_the_spread_is_the_standard_deviation_of_the_seeds_and_one_seed_has_none() -> None:
+    assert evaluation.spread([0.1, 0.2, 0.6]) == {"deviation": 0.264575, "deviation_reason": None}
+    assert evaluation.spread([0.1]) == {"deviation": None, "deviation_reason": evaluation.ONE_SEED}
+    assert evaluation.spread([0.1, None]) == {"deviation": None, "deviation_reason": "undefined"}
 
 
 def test_non_inferiority_needs_the_low_end_above_the_margin(result: dict[str, Any]) -> None:
@@ -323,6 +320,17 @@ def test_test_rows_without_prediction_are_counted(project: Path) -> None:
     result = json.loads((project / "reports/metrics/chexpert.json").read_text())
     assert (result["rows"]["image"], result["without_prediction"]) == (196, 4)
     assert list(result["means"]["all"]["findings"]) == COLUMNS
+
+
+def test_what_compare_reads_is_written_beside_the_metrics(project: Path) -> None:
+    evaluate.main(["--dataset", "chexpert"])
+    table = files.read_table(project / "data/replicates/chexpert.parquet")
+    result = json.loads((project / "reports/metrics/chexpert.json").read_text())
+    estimates = table[table["replicate"] == 0].set_index(["model", "mean"])["auroc"]
+    assert len(estimates) == len(MODELS) * len(result["means"])
+    for model in MODELS:
+        scored = result["models"][model.id]["means"]["competition5_per_study"]["auroc"]
+        assert estimates[model.id, "competition5_per_study"] == pytest.approx(scored, abs=1e-6)
 
 
 def test_an_undeclared_prediction_stops_the_stage(project: Path) -> None:

@@ -364,11 +364,25 @@ def test_report_scores_boxed_films_and_gives_null_with_a_reason_elsewhere(boxed:
     assert scored["left_out"] == {"not on a test film": 3, "finding without output": 0, "beyond max_boxes": 0}
     others = ("teacher", "twin", "random", "prior")
     makers = {"distilled", *others, *(f"distilled_minus_{other}" for other in others)}
+    makers |= {"teacher_minus_random", "twin_minus_random"}
     for part in (scored["mean"], *scored["findings"].values()):
         assert set(part["scores"]) == {"pointing", "energy", "iobb", "iobb_over_0.25"}
         for by_maker in part["scores"].values():
             assert set(by_maker) == makers
             assert all(values["low"] <= values["value"] <= values["high"] for values in by_maker.values())
+
+
+def test_films_of_another_split_bring_their_own_boxes(boxed: Any) -> None:
+    data = boxed[0] / "data"
+    labels = files.read_table(data / "labels/chestxray14.parquet")
+    plan = class_maps.Plan(grad_cam.maps, params.parse(params.read(boxed[0] / "params.yaml")).explain, 100, 0.95, 0)
+    boxes = labels[["image"]].assign(finding=KNOWN[0], x=0.1, y=0.1, width=0.5, height=0.5)
+    for split in ("train", "test"):
+        found = class_maps.films_of("chestxray14", split, data / "labels", data / "images", boxes, KNOWN, plan)
+        inside = sorted(labels.loc[labels["split"] == split, "image"])
+        assert list(found.table["image"]) == list(found.boxes["image"]) == inside
+        assert inside
+        assert found.left_out["not on a test film"] == len(labels) - len(inside)
 
 
 def test_stored_maps_times_their_peaks_are_the_maps(boxed: Any) -> None:
@@ -414,7 +428,7 @@ def test_a_teacher_without_maps_is_left_out_with_its_reason_and_the_others_score
     assert found["left_out"] == {"teacher": "a table of probabilities has no maps"}
     assert report["left_out"] == {}
     ours, theirs = (of["datasets"]["chestxray14"]["mean"]["scores"]["energy"] for of in (found, report))
-    assert set(theirs) - set(ours) == {"teacher", "distilled_minus_teacher"}
+    assert set(theirs) - set(ours) == {"teacher", "distilled_minus_teacher", "teacher_minus_random"}
     assert {maker: theirs[maker] for maker in ("twin", "distilled", "prior", "distilled_minus_twin")} == {
         maker: ours[maker] for maker in ("twin", "distilled", "prior", "distilled_minus_twin")
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stages.core import files
 from stages.pipeline import lock
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +52,35 @@ def test_a_changed_param_code_file_or_result_is_noticed(checkout: Path) -> None:
     (checkout / "reports/metrics/padchest.json").write_text("{}\n")
     done = check(checkout)
     assert done.returncode == 1
-    for part in ("losses.sigmoid_kd", "stages/losses/paper.py: modified", "reports/metrics/padchest.json: modified"):
+    for part in ("losses.paper", "stages/losses/paper.py: modified", "reports/metrics/padchest.json: modified"):
         assert part in done.stdout
+
+
+def test_trials_that_params_do_not_carry_fail_the_audit_and_a_run_without_any_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lock, "lock_faults", list)
+    monkeypatch.setattr(lock, "entries", lambda: ENTRIES)
+    monkeypatch.setattr("sys.argv", ["lock", "check"])
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+
+    def audited() -> tuple[int, list[str]]:
+        with pytest.raises(SystemExit) as caught:
+            lock.main()
+        return int(caught.value.code or 0), capsys.readouterr().out.splitlines()
+
+    whole = ["dvc.lock belongs to this code and these params: 2 stages"]
+    assert audited() == (0, whole)
+    files.write_json({"name": None, "stale": [], "differs": []}, lock.CHOICE)
+    assert audited() == (0, whole)
+    files.write_json({"name": "drawn", "stale": ["code: a.py has changed"], "differs": ["b is 1"]}, lock.CHOICE)
+    assert audited() == (1, [
+        "choice: code: a.py has changed",
+        "choice: b is 1",
+        "choice: params.yaml does not carry what trials of its own chose (2 faults): run `make trials STUDY=drawn`, "
+        "carry its choice into params.yaml, `make repro`; or set `choice: null`",
+    ])  # fmt: skip
 
 
 def test_outputs_with_other_bytes_than_in_another_lock_are_named(

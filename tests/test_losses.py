@@ -95,7 +95,7 @@ ON_SIGMOID_KD = [name for name in OF_FEATURES if hasattr(plugins.load("losses", 
 WITH_BCE = [name for name in LOSSES if hasattr(plugins.load("losses", name), "bce") or name in ON_SIGMOID_KD]
 WITH_ALPHA = [name for name in OF_LOGITS if "alpha" in plugins.load("losses", name).Settings.model_fields]
 KD = sigmoid_kd.Settings(alpha=0.3, temperature=2.0)
-PAPER = paper.Settings(alpha=0.5, temperature=2.0, gamma=2.0, weight=1.0, reduction="mean")
+PAPER = paper.Settings(alpha=0.5, temperature=2.0, gamma=2.0, weight=1.0, softening="softmax", reduction="mean")
 
 
 def test_masked_elements_change_neither_value_nor_gradient() -> None:
@@ -124,7 +124,7 @@ def test_a_batch_without_any_label_has_zero_task_loss_and_gradient() -> None:
 def of_training(targets: Tensor, **changes: Any) -> nn.Module:
     """The criterion of the committed schedule, but for some keys."""
     schedule = params.parse(params.read(Path(__file__).parent.parent / "params.yaml")).train.student
-    return objectives.criterion(schema.Training.model_validate(schedule.model_dump() | changes), targets.numpy())
+    return objectives.criterion(schema.Schedule.model_validate(schedule.model_dump() | changes), targets.numpy())
 
 
 ASYMMETRIC = {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}

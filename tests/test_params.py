@@ -19,7 +19,11 @@ RKD = {"alpha": 0.3, "temperature": 2.0, "distance": 1.0, "angle": 2.0}
 
 @pytest.fixture
 def values() -> Any:
-    return copy.deepcopy(params.read(ROOT / "params.yaml"))
+    """The committed params, and a second loss."""
+    given = copy.deepcopy(params.read(ROOT / "params.yaml"))
+    given["losses"]["sigmoid_kd"] = {"alpha": 0.1, "temperature": 2.0}
+    given["rates"]["sigmoid_kd"] = {"default": 0.4, "per_cohort": {}}
+    return given
 
 
 def test_the_committed_params_and_every_preset_hold() -> None:
@@ -32,7 +36,7 @@ def test_the_committed_params_and_every_preset_hold() -> None:
 
 def test_all_faults_come_in_one_message(values: Any) -> None:
     del values["ingest"]["size_px"]
-    values["train"]["student"]["lr"] = "1e-3"
+    values["rates"]["twin"]["default"] = "1e-3"
     values["train"]["student"]["epochs"] = 3
     values["views"]["count"] = 2.5
     values["losses"]["sigmoid_kd"]["tau"] = 4.0
@@ -42,7 +46,7 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
     message = str(caught.value)
     for part in (
         "ingest.size_px: missing",
-        "train.student.lr: ",
+        "rates.twin.default: ",
         "train.student.epochs: unknown key",
         "views.count: ",
         "losses.sigmoid_kd.tau: unknown, allowed are alpha, temperature",
@@ -64,7 +68,16 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         ),
         (lambda v: v["cohorts"]["joint"]["datasets"].append("vindr"), "cohorts.joint.datasets: must be one of"),
         (lambda v: v["teachers"].update({"no-such": v["teachers"]["resnet18"]}), r"teachers.no-such: names match"),
-        (lambda v: v["distill_also"]["cohorts"].append("joint"), "joint is headline.cohort"),
+        (lambda v: v["train"]["student"].update(lr=0.4), "train.student.lr: unknown key"),
+        (lambda v: v["rates"].pop("paper"), r"rates.paper: missing: .* of their own \(the twin's is 0.4\)"),
+        (lambda v: v["rates"].pop("twin"), "rates.twin: missing: .* of their own\n"),
+        (lambda v: v["rates"].update(mld=v["rates"]["paper"]), "rates.mld: must be one of twin and the keys of losses"),
+        (
+            lambda v: v["rates"]["paper"]["per_cohort"].update(mimic=0.1),
+            "rates.paper.per_cohort: must be one of the keys of cohorts .joint., got 'mimic'",
+        ),
+        (lambda v: v["rates"]["paper"]["per_cohort"].update(joint=0.0), "rates.paper.per_cohort.joint: .*than 0"),
+        (lambda v: v["losses"].update(twin={}), "losses.twin: must be named otherwise"),
         (
             lambda v: v["loss_sums"].update(paper={"paper": 1.0, "sigmoid_kd": 1.0}),
             "loss_sums.paper: must not be named",
@@ -76,10 +89,7 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["loss_sums"].update(mix={"paper": 1.0}), "loss_sums.mix: .* at least 2"),
         (lambda v: v["loss_sums"].update(mix={"paper": 1.0, "sigmoid_kd": 0.0}), "loss_sums.mix.sigmoid_kd: .*than 0"),
         (lambda v: v["loss_sums"].update({"a-b": {"paper": 1.0, "sigmoid_kd": 1.0}}), "loss_sums.a-b: names match"),
-        (
-            lambda v: v["loss_sums"].update(mix={"paper": 1.0, "sigmoid_kd": 1.0}) or v["headline"].update(loss="mix"),
-            "headline.loss: must be one of distill_also.losses .sigmoid_kd., got 'mix'",
-        ),
+        (lambda v: v["loss_sums"].update(mix={"paper": 1.0, "sigmoid_kd": 1.0}), "rates.mix: missing"),
         (lambda v: v["train"]["teacher"].update(positive_weight_cap=0.5), "teacher.positive_weight_cap: .* equal to 1"),
         (
             lambda v: v["train"]["student"].update(asymmetric={"gamma_neg": 0.5, "gamma_pos": 1.0, "clip": 0.0}),
@@ -90,9 +100,8 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
             "student.asymmetric.clip: missing",
         ),
         (lambda v: v["phantom"]["difficulty"]["size"].update(low=9.0), "low must not exceed high"),
-        (lambda v: v["cohorts"].update(pair={"datasets": ["padchest"]}), "cohorts.pair: must be headline.cohort or in"),
         (lambda v: v["seeds"].append(0), "seeds: an item stands twice"),
-        (lambda v: v["seeds"].append(-1), "seeds.1: "),
+        (lambda v: v["seeds"].append(-1), "seeds.3: "),
         (lambda v: v["phantoms"].pop("padchest"), "padchest.root: data/phantom/padchest is where phantoms are drawn"),
         (
             lambda v: v["datasets"]["padchest"].update(root="/data"),
@@ -123,10 +132,9 @@ def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, mess
         check.parse(values)
 
 
-def test_a_sum_may_be_the_headline_where_there_is_one_cohort(values: Any) -> None:
+def test_a_sum_may_be_the_headline(values: Any) -> None:
     values["loss_sums"] = {"mix": {"paper": 1.0, "sigmoid_kd": 0.5}}
-    values["cohorts"] = {"joint": values["cohorts"]["joint"]}
-    values["distill_also"] = {"cohorts": [], "losses": []}
+    values["rates"]["mix"] = {"default": 0.4, "per_cohort": {}}
     values["headline"]["loss"] = "mix"
     assert check.parse(values).headline.loss == "mix"
 

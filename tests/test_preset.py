@@ -48,6 +48,8 @@ def leaves(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 def test_what_a_preset_names_replaces_merges_or_goes_and_all_else_stays(tmp_path: Path) -> None:
     text = (
         "seeds: [3, 4]\nheadline: {teacher: resnet10t, seed: 3}\nloss_sums:\n  mix: {sigmoid_kd: 1.0, paper: 0.5}\n"
+        "losses: {sigmoid_kd: {alpha: 0.1, temperature: 2.0}}\n"
+        "rates:\n  mix: {default: 0.4, per_cohort: {joint: 0.2}}\n  sigmoid_kd: {default: 0.3, per_cohort: {}}\n"
         f"train:\n  teacher:\n    asymmetric: {{gamma_neg: 4.0, gamma_pos: 1.0, clip: 0.05}}\n{EDIT}\n"
     )
     whole, base = (dict(leaves(v)) for v in (preset.merged(written(tmp_path, text), BASE), params.read(BASE)))
@@ -57,6 +59,12 @@ def test_what_a_preset_names_replaces_merges_or_goes_and_all_else_stays(tmp_path
         "headline.seed": 3,
         "loss_sums.mix.sigmoid_kd": 1.0,
         "loss_sums.mix.paper": 0.5,
+        "losses.sigmoid_kd.alpha": 0.1,
+        "losses.sigmoid_kd.temperature": 2.0,
+        "rates.sigmoid_kd.default": 0.3,
+        "rates.sigmoid_kd.per_cohort": {},
+        "rates.mix.default": 0.4,
+        "rates.mix.per_cohort.joint": 0.2,
         "train.teacher.asymmetric.gamma_neg": 4.0,
         "train.teacher.asymmetric.gamma_pos": 1.0,
         "train.teacher.asymmetric.clip": 0.05,
@@ -71,7 +79,7 @@ def test_what_a_preset_names_replaces_merges_or_goes_and_all_else_stays(tmp_path
 @pytest.mark.parametrize("file", PRESETS, ids=lambda path: path.stem)
 def test_each_preset_says_nothing_that_params_yaml_says_already(file: Path) -> None:
     base, given = dict(leaves(params.read(BASE))), params.read(file)
-    given.pop("drop")
+    given.pop("drop", None)
     assert {key: value for key, value in leaves(given) if key in base and base[key] == value} == {}
 
 

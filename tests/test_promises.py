@@ -47,7 +47,8 @@ def naming(kind: str, name: str) -> Any:
     """The committed params, with a plug-in named beside those that are."""
     values = copy.deepcopy(params.read(ROOT / "params.yaml"))
     if kind == "losses":
-        values["losses"][name] = dict(values["losses"]["sigmoid_kd"])
+        values["losses"][name] = {"alpha": 0.1, "temperature": 2.0}
+        values["rates"][name] = dict(values["rates"]["twin"])
     elif kind == "models":
         values["teachers"][name] = dict(values["teachers"]["resnet18"])
     elif kind == "explainers":
@@ -289,12 +290,17 @@ def test_faults_of_several_plug_ins_and_of_keys_come_in_one_message(lay: Lay) ->
     values = lay("losses", "mistaken", without(LOSS, "NEEDS"))
     values["teachers"]["mistaken"] = dict(values["teachers"]["resnet18"])
     values["losses"]["paper"]["reduction"] = "median"
-    values["train"]["student"]["lr"] = "fast"
+    values["train"]["student"]["momentum"] = "high"
     with pytest.raises(params.ParamsError) as caught:
         check.everything(values)
     message = str(caught.value)
     assert "4 fault(s)" in message
-    parts = ("losses/mistaken.py: NEEDS", "models/mistaken.py: timm knows no", "losses.paper.reduction", "student.lr")
+    parts = (
+        "losses/mistaken.py: NEEDS",
+        "models/mistaken.py: timm knows no",
+        "losses.paper.reduction",
+        "student.momentum",
+    )
     for part in parts:
         assert part in message
 

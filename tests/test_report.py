@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +15,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import evaluate, report
+from stages import compare, evaluate, report
 from stages.core import files, findings, params, plugins, schema
 from stages.judging import cells, evaluation
-from stages.pages import charts
+from stages.pages import charts, rendering, results
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = schema.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02, plateau=0.01)
@@ -32,12 +33,28 @@ DATASETS = {
 COHORTS = {name: SimpleNamespace(datasets=[name]) for name in DATASETS}
 COHORTS["joint"] = SimpleNamespace(datasets=list(DATASETS))
 LOSSES = ("sigmoid_kd", "paper")
+GROUP = "joint/eeea_net_c2/resnet18/sigmoid_kd"
+CHOICE = {
+    "name": "drawn", "cohort": "joint", "steps": 600, "seed": 100, "loss": "sigmoid_kd", "stale": [], "differs": [],
+    "methods": {
+        "twin": {"chosen": {"lr": 0.4}, "val_auroc": 0.7561, "trials": [
+            {"lr": 0.2, "val_auroc": 0.74}, {"lr": 0.4, "val_auroc": 0.7561}, {"lr": 0.8, "val_auroc": None}]},
+        "sigmoid_kd": {"chosen": {"lr": 1.6, "softening": "sigmoid"}, "val_auroc": 0.7912, "trials": [
+            {"lr": 1.6, "softening": "sigmoid", "val_auroc": 0.7912},
+            {"lr": 1.6, "softening": "softmax", "val_auroc": 0.73}]},
+        "dist_corr": {"chosen": {"lr": 1}, "val_auroc": 0.71, "trials": [{"lr": 1, "val_auroc": 0.71}]},
+    },
+    "longer": {"twin": [{"steps": 1200, "val_auroc": 0.802}, {"steps": 600, "val_auroc": 0.7561}],
+               "sigmoid_kd": [{"steps": 600, "val_auroc": 0.7912}]},
+}  # fmt: skip
+NO_CHOICE = dict.fromkeys(("name", "cohort", "steps", "seed", "loss")) | {
+    "stale": [], "differs": [], "methods": {}, "longer": {},
+}  # fmt: skip
 
 
 def declared(losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> tuple[Any, ...]:
     """What `params.load(*cells.PARAMS)` gives."""
-    also = schema.DistillAlso(cohorts=list(DATASETS), losses=["sigmoid_kd"])
-    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), {}, list(seeds), also, HEADLINE
+    return COHORTS, {"resnet18": 0}, {"eeea_net_c2": 0}, dict.fromkeys(losses), {}, list(seeds)
 
 
 def outputs(cohort: str) -> list[str]:
@@ -45,8 +62,8 @@ def outputs(cohort: str) -> list[str]:
     return findings.vocabulary().in_order({name for dataset in COHORTS[cohort].datasets for name in DATASETS[dataset]})
 
 
-def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[str, Any]:
-    """What evaluate writes of made-up predictions."""
+def measure(dataset: str, models: list[cells.Model], films: int = 300) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What evaluate writes of made-up predictions: metrics and replicates."""
     rng = np.random.default_rng(len(dataset))
     names = DATASETS[dataset]
     targets = (rng.random((films, len(names))) < rng.uniform(0.04, 0.3, len(names))).astype(float)
@@ -61,15 +78,20 @@ def measure(dataset: str, models: list[cells.Model], films: int = 300) -> dict[s
     sample = evaluation.Sample(names, targets, np.arange(films) // 2, scores)
     studies = (np.arange(films) // 2).astype(str)
     means = evaluation.means_of(names, getattr(plugins.load("datasets", dataset), "MEANS", {}))
-    result = evaluate.evaluate(sample, studies, dataset, means, models, SETTINGS, seed=0, workers=1)
-    return result | {"without_prediction": 3}
+    areas = evaluate.resample(sample, studies, dataset, means, SETTINGS, seed=0, workers=1)
+    return evaluate.evaluate(areas, dataset, models, SETTINGS) | {"without_prediction": 3}, areas.replicates()
 
 
 def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] = (0,)) -> None:
     """Write under `folder` what the stages before the report would."""
     models = cells.models(*declared(losses, seeds))
+    replicates = {}
     for dataset in DATASETS:
-        files.write_json(measure(dataset, models), folder / f"metrics/{dataset}.json")
+        measured, table = measure(dataset, models)
+        replicates[dataset] = compare.by_model(table)
+        files.write_json(measured, folder / f"metrics/{dataset}.json")
+    files.write_json(compare.compare_groups(models, replicates, SETTINGS), folder / "comparison.json")
+    files.write_json(CHOICE, folder / "choice.json")
     for place, model in enumerate(models):
         share = np.linspace(1 / 12, 1, 12)
         top = {"teacher": 0.88, "distilled": 0.85, "twin": 0.8}[model.kind] + 0.003 * place
@@ -103,21 +125,6 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
     exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "calibration_films": 64,
                 "logit_spread": 1.5, "fp32": agreement, "int8": agreement}  # fmt: skip
     files.write_json(exported, folder / "export/export.json")
-    for name, title in (("ours", TITLE), ("others", "Other films")):
-        files.write_json(studied(title), folder / f"kd_gain/{name}.json")
-
-
-def studied(title: str) -> dict[str, Any]:
-    """What a study of `make kd-gain` ends with, with made-up scores."""
-    gain = {"difference": 0.0417, "low": 0.0101, "high": 0.0702, "excludes_zero": True}
-    test = {"twin": {"auroc": 0.8, "low": 0.7, "high": 0.9}}
-    test |= {loss: {"minus_twin": gain} for loss in ("cam_transfer", "mld")}
-    study = {"choose_on": "joint", "steps": 900, "seeds": [0, 1, 2], "teacher": {"architecture": "resnet18"}}
-    return {
-        "title": title, "study": study, "architecture": "eeea_net_c2", "teacher": "resnet18", "loss": "mld",
-        "chosen": {"cam_transfer": {}, "mld": {}, "twin": {}}, "tests": {"joint": {"joint": test, "padchest": test}},
-        "verdict": {"all differences positive": True},
-    }  # fmt: skip
 
 
 def explained(cohort: str) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def loaded(
     losses: tuple[str, ...] = LOSSES, drawn: Iterable[str] = tuple(DATASETS), seeds: tuple[int, ...] = (0,)
 ) -> tuple[Any, ...]:
     """What the stage gets from params."""
-    return *declared(losses, seeds), TITLE, dict.fromkeys(drawn), NOISE, DATASETS
+    return *declared(losses, seeds), HEADLINE, TITLE, dict.fromkeys(drawn), NOISE, DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -260,37 +267,146 @@ def test_the_page_on_labels_is_taken_over_without_its_frame(project: Path) -> No
     assert "not scored: chestxray14 3, chexpert 3, padchest 3.</p>" in " ".join(html.split())
 
 
-def test_a_study_is_shown_where_it_is_of_the_same_films(project: Path) -> None:
+def mean_row(markdown: str, start: str) -> list[str]:
+    """The cells of the row of the `results` block that starts so."""
+    rows = [
+        line for line in rendering.block(markdown, "results").group(1).splitlines() if line.startswith(f"| {start} ")
+    ]
+    assert len(rows) == 1
+    return rows[0].strip("| ").split(" | ")
+
+
+def written_with(project: Path, monkeypatch: pytest.MonkeyPatch, seeds: tuple[int, ...]) -> tuple[str, str]:
+    """Both pages of a run with these seeds."""
+    shutil.rmtree(project / "reports")
+    fill(project / "reports", seeds=seeds)
+    monkeypatch.setattr(params, "load", lambda *_: loaded(seeds=seeds))
+    return written(project)
+
+
+def headline_tests(project: Path) -> dict[str | None, Any]:
+    """Data set -> the last test of the headline on it, as compare wrote it."""
+    return {test["dataset"]: test for test in files.read_json(project / "reports/comparison.json")[GROUP]["tests"]}
+
+
+def test_the_first_table_is_the_mean_over_seeds_for_each_data_set_and_for_their_mean(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html, markdown = written_with(project, monkeypatch, (0, 1))
+    tests = headline_tests(project)
+    rows = rendering.block(markdown, "results").group(1).splitlines()
+    header = "| test set | findings | teacher | twin | distilled | distilled \N{MINUS SIGN} twin | gap closed |"
+    assert rows[0] == header
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {name}" for name in (*DATASETS, results.MEAN_OF_DATASETS)]
+    for name, test, count in (
+        ("chestxray14", tests["chestxray14"], "13"),
+        (results.MEAN_OF_DATASETS, tests[None], ""),
+    ):
+        gain, share = test["distilled_minus_twin"], test["gap_closed"]
+        shown = [
+            f"{test[kind]['auroc']:.3f} ({test[kind]['low']:.3f} to {test[kind]['high']:.3f})"
+            for kind in ("teacher", "twin", "distilled")
+        ]
+        shown.append(
+            f"{charts.signed(gain['difference'])} ({charts.interval(gain['low'], gain['high'], True)}), "
+            f"sd {gain['deviation']:.3f}"
+        )
+        shown.append(f"{100 * share['share']:.0f}% ({100 * share['low']:.0f}% to {100 * share['high']:.0f}%)")
+        assert mean_row(markdown, name) == [name, count, *shown]
+        assert f"<small>{', '.join(map(charts.signed, gain['per_seed']))}; sd {gain['deviation']:.3f}</small>" in html
+        assert f'<td class="n">{shown[-1].replace(" (", "<small>").replace(")", "</small>")}</td>' in html
+    assert html.index("<figcaption>mean of the data sets") < html.index('id="checks"')
+    assert "mean of the seeds 0, 1" in html
+    assert "mean of the seeds 0, 1" in markdown
+
+
+def test_with_one_seed_no_spread_is_shown(project: Path) -> None:
+    html, markdown = written(project)
+    gain = headline_tests(project)[None]["distilled_minus_twin"]
+    shown = f"{charts.signed(gain['difference'])} ({charts.interval(gain['low'], gain['high'], True)})"
+    assert mean_row(markdown, results.MEAN_OF_DATASETS)[5] == shown
+    for page in (html, markdown):
+        assert "sd " not in page
+        assert "over seeds" not in page.lower()
+        assert "seed 0" in page
+
+
+def test_a_share_of_no_gap_shows_its_reason(project: Path) -> None:
+    path = project / "reports/comparison.json"
+    comparison = files.read_json(path)
+    for test in comparison[GROUP]["tests"]:
+        test["gap_closed"] = {"share": None, "low": None, "high": None, "dropped": 100, "reason": compare.NOT_ABOVE}
+    files.write_json(comparison, path)
+    html, markdown = written(project)
+    assert mean_row(markdown, "chexpert")[-1] == f"{charts.UNDEFINED} ({compare.NOT_ABOVE})"
+    assert html.count(f"<small>{compare.NOT_ABOVE}</small>") == len(DATASETS) + 1
+
+
+def test_a_data_set_alone_has_no_row_for_the_mean(project: Path) -> None:
+    path = project / "reports/comparison.json"
+    comparison = files.read_json(path)
+    for group in comparison.values():
+        group["tests"] = [test for test in group["tests"] if test["dataset"]]
+    files.write_json(comparison, path)
+    html, markdown = written(project)
+    assert results.MEAN_OF_DATASETS not in rendering.block(markdown, "results").group(1)
+    assert f"<figcaption>{results.MEAN_OF_DATASETS}" not in html
+
+
+def test_the_chosen_settings_are_shown_with_what_was_tried(project: Path) -> None:
+    html, markdown = written(project)
+    table = markdown[markdown.index("## How settings were chosen") : markdown.index("## All models")]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert rows[2] == "| twin | 3 | 0.756 | lr 0.4 | lr 0.2 to 0.8 |"
+    assert rows[3] == "| sigmoid_kd | 2 | 0.791 | lr 1.6, softening sigmoid | lr 1.6; softening sigmoid, softmax |"
+    assert rows[4] == "| dist_corr | 1 | 0.710 | lr 1 | lr 1 |"
+    assert rows[5:] == ["| method | 600 | 1200 |", "|---|---:|---:|", "| twin | 0.756 | 0.802 |",
+                        f"| sigmoid_kd | 0.791 | {charts.UNDEFINED} |"]  # fmt: skip
+    section = html[html.index('id="choice"') : html.index('id="models"')]
+    assert "#choice" in Page(html).links
+    for shown in ("<code>drawn</code>", "600 steps each, seed 100, which no model of this page has", "lr 0.2 to 0.8",
+                  "softening sigmoid, softmax", '<td class="n">0.802</td>'):  # fmt: skip
+        assert shown in section
+    assert 'class="warning"' not in html
+    assert "make trials" not in html + markdown
+
+
+@pytest.mark.parametrize("key", ["stale", "differs"])
+def test_what_no_longer_is_as_the_trials_chose_is_shown_in_full(project: Path, key: str) -> None:
+    told = ["code: stages/<trainer>.py has changed", "rates.paper.default is 0.4, the trials chose 0.2"]
+    files.write_json(CHOICE | {key: told}, project / "reports/choice.json")
+    html, markdown = written(project)
+    section = html[html.index('<div class="warning">') : html.index('id="models"')]
+    assert "<li>code: stages/&lt;trainer&gt;.py has changed</li>" in section
+    assert f"<li>{told[1]}</li>" in section
+    assert "<code>make trials</code>" in section
+    assert "<code>make audit</code>" in section
+    assert html.index('<p class="warning">') < html.index('id="checks"')
+    for line in (*(f"- {text}" for text in told), "`make trials`", "`make audit`"):
+        assert line in markdown
+
+
+def test_without_trials_settings_are_called_guesses(project: Path) -> None:
+    files.write_json(NO_CHOICE, project / "reports/choice.json")
     html, markdown = written(project)
     for page in (html, markdown):
-        assert "+0.042" in page
-        assert page.count("A study of its own") == 1
-    assert "study-ours" in html
-    assert "study-others" not in html
-    assert f"| mld {charts.MINUS} twin | cam_transfer {charts.MINUS} twin |" in markdown
-    assert markdown.index("| joint | padchest | 0.800") < markdown.index("| joint | joint | 0.800")
+        assert "constants of this run are guesses: no trials chose them" in page
+        assert "None" not in page
+    assert Page(html).open == []
 
 
-@pytest.mark.parametrize(
-    ("means", "quoted"),
-    [
-        (["all", "shared7"], "all"),
-        (["all", "shared7", "ten", "ten_per_study"], "ten"),
-        (["shared7", "all", "zone_per_study", "zone", "area", "area_per_study"], "area"),
-    ],
-)
-def test_a_data_set_is_quoted_by_a_mean_of_its_own_if_it_has_one(means: list[str], quoted: str) -> None:
-    assert report.main_mean({"means": dict.fromkeys(means)}) == quoted
-
-
-def test_the_headline_is_what_evaluate_wrote(project: Path) -> None:
-    html, markdown = written(project)
-    measured = files.read_json(project / "reports/metrics/chexpert.json")
-    mean = measured["models"]["distilled/joint/eeea_net_c2/resnet18/sigmoid_kd/0"]["means"]["competition5"]
-    shown = f"{mean['auroc']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
-    row = next(line for line in markdown.splitlines() if line.startswith("| chexpert | 5 |"))
-    assert shown in row
-    assert f"{mean['auroc']:.3f}<small>{mean['low']:.3f} to {mean['high']:.3f}" in html
+def test_one_cohort_has_no_table_across_data_sets(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    html, _ = written(project)
+    assert "Trained here, tested there" in html
+    assert "#matrix" in Page(html).links
+    monkeypatch.setattr(sys.modules[__name__], "COHORTS", {"joint": COHORTS["joint"]})
+    shutil.rmtree(project / "reports")
+    fill(project / "reports")
+    html, _ = written(project)
+    page = Page(html)
+    assert "Trained here, tested there" not in html
+    assert "#matrix" not in page.links
+    assert page.open == []
 
 
 def test_a_finding_without_positives_shows_its_reason(project: Path) -> None:
@@ -318,6 +434,7 @@ def test_a_precomputed_teacher_shows_dashes_with_reasons_and_that_its_targets_se
     for page in (html, markdown):
         assert "rgets are precomputed: one row of probabilities serves every view of a film" in page
         assert told in page
+    assert "Had the teacher finished learning?" not in html
     assert f"| teacher | resnet18 (a table of probabilities) | {charts.UNDEFINED} |" in markdown
     assert "The teacher is left out: it has no maps." in html
     assert "nan" not in html.lower().replace("finan", "")
@@ -325,8 +442,8 @@ def test_a_precomputed_teacher_shows_dashes_with_reasons_and_that_its_targets_se
 
 
 def test_a_level_line_stands_for_a_teacher_without_a_schedule() -> None:
-    assert report.points(pd.DataFrame({"step": [0], "val_auroc": [0.9]})) == ((0.0, 0.9), (1.0, 0.9))
-    assert report.points(pd.DataFrame({"step": [5, 10], "val_auroc": [0.8, 0.9]})) == ((0.5, 0.8), (1.0, 0.9))
+    assert results.points(pd.DataFrame({"step": [0], "val_auroc": [0.9]})) == ((0.0, 0.9), (1.0, 0.9))
+    assert results.points(pd.DataFrame({"step": [5, 10], "val_auroc": [0.8, 0.9]})) == ((0.5, 0.8), (1.0, 0.9))
 
 
 def test_a_loss_that_params_no_longer_has_stops_the_report(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,31 +463,43 @@ def test_a_removed_loss_leaves_no_trace(project: Path, monkeypatch: pytest.Monke
     assert "paper" not in html + markdown
 
 
-def test_several_seeds_show_their_mean_and_spread_and_one_seed_does_not(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert all("sd " not in page and "over seeds" not in page.lower() for page in written(project))
-    shutil.rmtree(project / "reports")
-    fill(project / "reports", seeds=(0, 1))
-    monkeypatch.setattr(params, "load", lambda *_: loaded(seeds=(0, 1)))
-    html, markdown = written(project)
+def test_every_loss_is_shown_over_its_seeds(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    html, markdown = written_with(project, monkeypatch, (0, 1))
     assert "#seeds" in Page(html).links
-    measured = files.read_json(project / "reports/metrics/padchest.json")
-    key = "distilled/joint/eeea_net_c2/resnet18/paper - twin/joint/eeea_net_c2"
-    mean = measured["over_seeds"][key]["means"]["all"]
-    spread = f"; sd {charts.number(mean['deviation']['difference'])}"
-    assert ", ".join(map(charts.signed, mean["per_seed"]["difference"])) + spread in html
+    found = files.read_json(project / "reports/comparison.json")["joint/eeea_net_c2/resnet18/paper"]["tests"]
+    assert [test["mean"] for test in found] == ["all", "competition5", "competition5_per_study", "all", "main"]
     table = markdown[markdown.index("## Over seeds") : markdown.index("## Cost")]
-    row = next(line for line in table.splitlines() if "eeea_net_c2, paper from resnet18" in line)
-    shown = f"{charts.signed(mean['difference'])} ({charts.interval(mean['low'], mean['high'], True)})"
-    assert row.split(" | ")[-1] == f"{shown}, sd {charts.number(mean['deviation']['difference'])} |"
+    row = next(line for line in table.splitlines() if line.startswith("| joint | eeea_net_c2, paper from resnet18"))
+    gains = [test["distilled_minus_twin"] for test in found]
+    assert row.strip("| ").split(" | ")[2:] == [
+        f"{charts.signed(gain['difference'])} ({charts.interval(gain['low'], gain['high'], True)}), "
+        f"sd {charts.number(gain['deviation'])}"
+        for gain in gains
+    ]
     assert row.count("|") == table.splitlines()[4].count("|")
+    section = html[html.index('id="seeds"') : html.index('id="matrix"')]
+    for gain in gains:
+        assert f"{', '.join(map(charts.signed, gain['per_seed']))}; sd {charts.number(gain['deviation'])}" in section
+
+
+def test_a_group_without_a_mean_of_the_data_sets_shows_a_dash(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_with(project, monkeypatch, (0, 1))
+    path = project / "reports/comparison.json"
+    comparison = files.read_json(path)
+    comparison["padchest/eeea_net_c2/resnet18/paper"]["tests"].pop()
+    files.write_json(comparison, path)
+    html, markdown = written(project)
+    row = next(
+        line for line in markdown.splitlines() if line.startswith("| padchest | eeea_net_c2, paper from resnet18 | +")
+    )
+    assert row.endswith(f" | {charts.UNDEFINED} |")
+    assert Page(html).open == []
 
 
 @pytest.mark.parametrize(
     "missing",
     ["metrics/padchest.json", "curves/twin/joint/eeea_net_c2/0.csv", "profile/student/eeea_net_c2.timing.json",
-     "explain/joint_gallery.png", "labels.html", "export/export.json"],
+     "explain/joint_gallery.png", "labels.html", "export/export.json", "comparison.json", "choice.json"],
 )  # fmt: skip
 def test_a_missing_part_is_named(project: Path, missing: str) -> None:
     files.remove(project / "reports" / missing)
@@ -382,20 +511,59 @@ def test_checks_say_no_where_the_evidence_does() -> None:
     def difference(low: float | None, high: float | None) -> dict[str, Any]:
         return {"difference": 0.0, "low": low, "high": high, "auroc": 0.6}
 
-    differences = {
+    summary = {
         "teacher_minus_twin": difference(-0.1, 0.1),
         "distilled_minus_twin": difference(None, None),
         "distilled_minus_teacher": difference(-0.015, 0.1),
+        "twin": difference(0.4, 0.7),
     }
-    summary = {"dataset": "a", "scores": {"twin": difference(0.4, 0.7)}, "differences": differences}
-    curve = pd.DataFrame({"step": [25, 50, 75, 100], "val_auroc": [0.5, 0.6, 0.7, 0.75]})
-    verdicts = [row["evidence"][0]["verdict"] for row in report.check([summary], curve, margin=0.02, plateau=0.01)]
-    assert verdicts == ["no", "no", "no", "undefined", "yes"]
+    learned = [{"question": "Had it?", "evidence": [{"verdict": "yes"}]}]
+    rows = results.check([summary, summary], learned, margin=0.02)
+    assert [[found["verdict"] for found in row["evidence"]] for row in rows] == [
+        ["no", "no"], ["no", "no"], ["yes"], ["undefined", "undefined"], ["yes", "yes"],
+    ]  # fmt: skip
+
+
+def curve_to(end: float, late: float) -> pd.DataFrame:
+    """A curve that ends so, and gained so much in the last quarter of its schedule."""
+    return pd.DataFrame({"step": [30, 60, 90, 120], "val_auroc": [0.5, 0.6, end - late, end]})
+
+
+def test_the_slowest_seed_decides_whether_a_kind_had_finished_learning() -> None:
+    shown = results.headline_models(HEADLINE, "joint")
+    twin, distilled = (shown[kind].id[:-2] for kind in ("twin", "distilled"))
+    curves = {
+        shown["teacher"].id: curve_to(0.9, 0.001),
+        f"{twin}/0": curve_to(0.8, 0.002),
+        f"{twin}/1": curve_to(0.7, 0.03),
+        f"{distilled}/0": curve_to(0.85, 0.004),
+        f"{distilled}/1": curve_to(0.86, -0.002),
+    }
+    rows = list(results.finished(curves, shown, [0, 1], 0.01))
+    assert [row["question"] for row in rows] == [
+        f"Had the {kind} finished learning?" for kind in ("teacher", "twins", "distilled students")
+    ]
+    assert [row["evidence"][0]["verdict"] for row in rows] == ["yes", "no", "yes"]
+    gains = [row["evidence"][0]["value"]["difference"] for row in rows]
+    assert gains == pytest.approx([0.001, 0.03, 0.004])
+    assert "; it ended at 0.900" in rows[0]["meaning"]
+    assert "; the lowest ended at 0.700" in rows[1]["meaning"]
+    assert "; the lowest ended at 0.850" in rows[2]["meaning"]
+    assert [row["evidence"][0]["verdict"] for row in results.finished(curves, shown, [0], 0.01)] == ["yes"] * 3
+
+
+def test_a_table_has_no_schedule_and_an_ensemble_one_for_each_member() -> None:
+    assert results.schedules(pd.DataFrame({"step": [0], "val_auroc": [0.9]})) == []
+    first, second = curve_to(0.8, 0.002), curve_to(0.9, 0.03)
+    parts = [first.assign(member=0.0), second.assign(member=1.0, step=second["step"] + 120)]
+    own = pd.DataFrame({"step": [240], "val_auroc": [0.91]})
+    found = results.schedules(pd.concat([*parts, own], ignore_index=True))
+    assert [results.late_gain(part) for part in found] == [pytest.approx((0.8, 0.002)), pytest.approx((0.9, 0.03))]
 
 
 def test_the_late_gain_is_that_of_the_last_quarter() -> None:
     curve = pd.DataFrame({"step": [30, 60, 90, 120], "val_auroc": [0.5, 0.6, 0.7, 0.75]})
-    assert report.late_gain(curve) == pytest.approx((0.75, 0.05))
+    assert results.late_gain(curve) == pytest.approx((0.75, 0.05))
 
 
 def test_labels_of_a_chart_are_kept_apart_within_limits() -> None:
@@ -414,6 +582,12 @@ def test_ticks_are_round_and_inside() -> None:
 def test_a_difference_always_has_its_sign() -> None:
     assert [charts.signed(value) for value in (0.0123, -0.0123, 0.0, -0.0001, None)] == [
         "+0.012", "\N{MINUS SIGN}0.012", "0.000", "0.000", "\N{EN DASH}"
+    ]  # fmt: skip
+
+
+def test_a_share_may_be_negative_or_above_one() -> None:
+    assert [charts.whole_percent(value) for value in (0.618, -0.126, 1.24, -0.001, None)] == [
+        "62%", "\N{MINUS SIGN}13%", "124%", "0%", "\N{EN DASH}"
     ]  # fmt: skip
 
 

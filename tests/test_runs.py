@@ -117,7 +117,7 @@ def test_an_edited_loss_makes_only_its_own_cells_stale(run: Path) -> None:
     with (run / "stages/losses/sigmoid_kd.py").open("a") as file:
         file.write("\n# a comment\n")
     names = {name.split("@")[0] for name in would_run(run)}
-    assert names == {"distill", "distill_also"}
+    assert names == {"choice", "distill"}
 
 
 def test_a_changed_temperature_runs_the_same_cells(run: Path) -> None:
@@ -136,13 +136,15 @@ def test_a_new_teacher_leaves_the_twins_alone(run: Path) -> None:
 
 
 def test_a_loss_and_a_sum_removed_from_params_are_refused_until_pruned_and_leave_no_trace(run: Path) -> None:
-    extra = {"alpha": 0.5, "temperature": 2.0, "gamma": 2.0, "weight": 1.0, "reduction": "sum"}
-    edit(run, lambda v: v["losses"].update(paper=extra))
+    constants = {"alpha": 0.5, "temperature": 2.0, "gamma": 2.0, "weight": 1.0}
+    edit(run, lambda v: v["losses"].update(paper=constants | {"softening": "softmax", "reduction": "sum"}))
+    rate = {"default": 0.01, "per_cohort": {}}
+    edit(run, lambda v: v["rates"].update(paper=dict(rate), paper_mix=dict(rate)))
     edit(run, lambda v: v.update(loss_sums={"paper_mix": {"paper": 1.0, "sigmoid_kd": 0.5}}))
     dvc(run, "repro")
     assert "paper" in (run / "reports/report.md").read_text()
     assert "paper_mix from" in (run / "reports/report.md").read_text()
-    edit(run, lambda v: v["losses"].pop("paper"))
+    edit(run, lambda v: (v["losses"].pop("paper"), v["rates"].pop("paper"), v["rates"].pop("paper_mix")))
     edit(run, lambda v: v.update(loss_sums={}))
     refused = dvc(run, "repro", check=False)
     assert refused.returncode != 0
@@ -194,14 +196,14 @@ def test_ingest_killed_half_way_goes_on_to_the_same_bytes(run: Path) -> None:
 
 def test_params_edited_while_a_stage_trains_fail_it_and_the_lock_stays(run: Path) -> None:
     before = lock(run)[CELL]
-    edit(run, lambda v: v["train"]["student"].update(lr=0.05))
+    edit(run, lambda v: v["train"]["student"].update(momentum=0.8))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = ["dvc", "repro", "--single-item", CELL]
     with subprocess.Popen(words, cwd=run, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not list(run.glob(".ckpt/*/*/last.pt")):
             assert process.poll() is None
             time.sleep(0.005)
-        edit(run, lambda v: v["train"]["student"].update(lr=0.07))
+        edit(run, lambda v: v["train"]["student"].update(momentum=0.7))
         _, errors = process.communicate()
     assert process.returncode != 0
     assert "changed while it ran: params.yaml:train.student" in errors

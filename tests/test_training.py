@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def settings(**changes: Any) -> Any:
     """`train.student` of the embedded default, shortened."""
-    given = params.parse(params.read(ROOT / "params.yaml")).train.student
+    given = params.parse(params.read(ROOT / "params.yaml")).train.student.at(0.4)
     return given.model_copy(update={"steps": 12, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5} | changes)
 
 
@@ -516,7 +516,8 @@ def ready(project: Path, cohort: Cohort, folder: Path, views: Any, **changes: An
     short = {"steps": 4, "batch_size": 8, "evaluations": 4, "checkpoint_steps": 5}
     changes |= {f"train__student__{key}": value for key, value in short.items()}
     used = {name: entry(name) for name in ("sigmoid_kd", "rkd", "feature_mse")}
-    owners.project(project, losses=used, threads=1, **changes)
+    rates = {name: {"default": 0.4, "per_cohort": {}} for name in ("twin", *used, *changes.get("loss_sums", {}))}
+    owners.project(project, losses=used, rates=rates, threads=1, **changes)
     shutil.copytree(folder, project / "data/cohorts/joint")
     seed = params.read(project / "params.yaml")["seed"]
     soft, teacher = project / "data/soft_labels/joint/resnet10t", project / "data/models/teacher/joint/resnet10t"

@@ -2,7 +2,8 @@
 
 The conventions that make this possible: a stage's `main()` calls `params.load`, `files.input`, `files.output`,
 `plugins.load` and `plugins.load_all` (whose names may come from params: it reads their whole folder) with literals and
-f-strings over its command line's `args` alone, and imports are plain statements.
+f-strings over its command line's `args` alone, and imports are plain statements. Keys of params may also be one of the
+lists `KEYS`.
 """
 
 import ast
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from stages import choice
 from stages.judging import cells
 from stages.pipeline import promises
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("core", "sources", "nets", "judging", "learning", "pages", "pipeline")  # a file imports no room after its own
+KEYS = {"cells.PARAMS": cells.PARAMS, "PARAMS": choice.PARAMS}  # of params, as a stage names them -> the keys
 
 
 class ConventionError(AssertionError):
@@ -150,8 +153,8 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
     for name, call in calls(module):
         if name == "params.load":
             for argument in call.args:
-                if isinstance(argument, ast.Starred) and ast.unparse(argument.value) == "cells.PARAMS":
-                    wiring.params |= set(cells.PARAMS)
+                if isinstance(argument, ast.Starred) and ast.unparse(argument.value) in KEYS:
+                    wiring.params |= set(KEYS[ast.unparse(argument.value)])
                 else:
                     wiring.params.add(text(argument, args))
         elif name == "plugins.load":

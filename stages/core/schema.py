@@ -1,6 +1,6 @@
 """The schema of `params.yaml`: which keys there are and what each may be by itself; `rules` has the rest."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -173,11 +173,10 @@ class Asymmetric(Section):
     clip: Rate
 
 
-class Training(Section):
-    """One training schedule."""
+class Schedule(Section):
+    """A training schedule without its learning rate."""
 
     optimizer: Literal["sgd", "adamw"]
-    lr: Positive
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0)]
@@ -198,13 +197,13 @@ class Training(Section):
     checkpoint_steps: Count
 
     @model_validator(mode="after")
-    def _long_enough(self) -> "Training":
+    def _long_enough(self) -> Self:
         if self.evaluations > self.steps:
             raise ValueError(f"evaluations must not exceed steps, got {self.evaluations} > {self.steps}")
         return self
 
     @model_validator(mode="after")
-    def _shared_evenly(self) -> "Training":
+    def _shared_evenly(self) -> Self:
         if self.batch_size % self.processes or self.batch_size < 2 * self.processes:
             raise ValueError(
                 "batch_size must divide by processes, with two films or more for each, got "
@@ -212,19 +211,33 @@ class Training(Section):
             )
         return self
 
+    def at(self, lr: float) -> "Training":
+        """This schedule with a peak learning rate."""
+        return Training.model_validate(self.model_dump() | {"lr": lr})
+
+
+class Training(Schedule):
+    """One training schedule."""
+
+    lr: Positive
+
 
 class Train(Section):
-    """The schedules of teachers and students; twin and distilled student share one."""
+    """The schedules of teachers and students; twin and distilled student share one but for the rate, see `Rates`."""
 
     teacher: Training
-    student: Training
+    student: Schedule
 
 
-class DistillAlso(Section):
-    """Cells beyond the headline cohort, which gets every loss."""
+class Rates(Section):
+    """The peak learning rate of one way to train students: `default`, but for the cohorts named in `per_cohort`."""
 
-    cohorts: Annotated[list[str], AfterValidator(_distinct)]
-    losses: Annotated[list[str], AfterValidator(_distinct)]
+    default: Positive
+    per_cohort: dict[str, Positive]
+
+    def of(self, cohort: str) -> float:
+        """The rate on a cohort."""
+        return self.per_cohort.get(cohort, self.default)
 
 
 class Headline(Section):
@@ -294,10 +307,11 @@ class Params(Section):
     losses: dict[str, dict[str, Any]]
     loss_sums: dict[str, Annotated[dict[str, Positive], Field(min_length=2)]]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
-    distill_also: DistillAlso
     headline: Headline
     views: Views
     train: Train
+    choice: str | None
+    rates: dict[str, Rates]
     evaluate: Evaluate
     profile: Profile
     explain: Explain

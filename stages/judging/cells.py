@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARAMS = ("cohorts", "teachers", "students", "losses", "loss_sums", "seeds", "distill_also", "headline")
+PARAMS = ("cohorts", "teachers", "students", "losses", "loss_sums", "seeds")
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +36,11 @@ class Model:
             return f"twin/{self.cohort}/{self.architecture}/{self.seed}"
         return f"distilled/{self.cohort}/{self.architecture}/{self.teacher}/{self.loss}/{self.seed}"
 
+    @property
+    def group(self) -> str:
+        """What a distilled student shares with those that differ only in their seed, as a name."""
+        return f"{self.cohort}/{self.architecture}/{self.teacher}/{self.loss}"
+
     def twin(self) -> "Model":
         """The undistilled twin of a distilled student."""
         return Model("twin", self.cohort, self.architecture, seed=self.seed)
@@ -45,23 +50,18 @@ class Model:
         return Model("teacher", self.cohort, self.teacher)
 
 
-def models(
-    cohorts: Any, teachers: Any, students: Any, losses: Any, sums: Any, seeds: Any, also: Any, headline: Any
-) -> list[Model]:
+def models(cohorts: Any, teachers: Any, students: Any, losses: Any, sums: Any, seeds: Any) -> list[Model]:
     """Every model that params declares, teachers first (arguments as `params.load(*cells.PARAMS)` gives them)."""
     found = [Model("teacher", cohort, teacher) for cohort in cohorts for teacher in teachers]
     found += [Model("twin", cohort, student, seed=seed) for cohort in cohorts for student in students for seed in seeds]
-    grids = [([headline.cohort], [*losses, *sums]), (also.cohorts, also.losses)]
-    found += [
+    return found + [
         Model("distilled", cohort, student, teacher, loss, seed)
-        for grid_cohorts, grid_losses in grids
-        for cohort in grid_cohorts
+        for cohort in cohorts
         for student in students
         for teacher in teachers
-        for loss in grid_losses
+        for loss in [*losses, *sums]
         for seed in seeds
     ]
-    return found
 
 
 def headline_model(headline: Any, cohort: str) -> Model:

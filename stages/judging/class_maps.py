@@ -105,18 +105,26 @@ def load_films(
     Raises:
         UndeclaredError: there are boxes of a data set that params.yaml does not declare.
     """
-    films = {}
     cells.require_declared(boxes, "*.parquet", {f"{dataset}.parquet" for dataset in datasets})
-    for dataset in sorted(datasets):
-        index = files.read_table(shards / dataset / "index.parquet", columns=["image", "shard", "row"])
-        index["shard"] = index["shard"].map("shard_{:04d}.npy".format)
-        table = files.read_table(labels / f"{dataset}.parquet")
-        table = table[table["split"] == "test"].merge(index, on="image").sort_values("image").reset_index(drop=True)
-        drawn = files.read_table(boxes / f"{dataset}.parquet")
-        names = ("explain", plan.seed, dataset)
-        kept, left_out = select_boxes(drawn, table["image"], outputs, plan.settings.max_boxes, names)
-        films[dataset] = Films(table, images.Images.of_rows(shards / dataset, table), kept, left_out)
-    return films
+    return {
+        dataset: films_of(
+            dataset, "test", labels, shards, files.read_table(boxes / f"{dataset}.parquet"), outputs, plan
+        )
+        for dataset in sorted(datasets)
+    }
+
+
+def films_of(
+    dataset: str, split: str, labels: Path, shards: Path, boxes: pd.DataFrame, outputs: list[str], plan: Plan
+) -> Films:
+    """The films of one split of a data set, with those of these boxes that lie on them."""
+    index = files.read_table(shards / dataset / "index.parquet", columns=["image", "shard", "row"])
+    index["shard"] = index["shard"].map("shard_{:04d}.npy".format)
+    table = files.read_table(labels / f"{dataset}.parquet")
+    table = table[table["split"] == split].merge(index, on="image").sort_values("image").reset_index(drop=True)
+    names = ("explain", plan.seed, dataset)
+    kept, left_out = select_boxes(boxes, table["image"], outputs, plan.settings.max_boxes, names)
+    return Films(table, images.Images.of_rows(shards / dataset, table), kept, left_out)
 
 
 def make_maps(model: Model, films: Films, pairs: pd.DataFrame, plan: Plan) -> np.ndarray:

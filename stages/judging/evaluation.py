@@ -1,6 +1,6 @@
 """How models score on the test films of one data set: targets, means, areas with their bootstrap, differences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ from stages.core import findings, seeds
 from stages.judging import metrics
 
 SHARED = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Pneumonia", "Pneumothorax")
+COMMON_MEANS = ("all", "shared7")  # that are reported for every data set
+PER_STUDY = "_per_study"  # ends the name of a mean whose rows are studies
 NOT_AN_OUTPUT = "not an output of this model"
-NO_PREDICTION = "a precomputed teacher that has no film of this data set"
+NO_PREDICTION = "a precomputed teacher that lacks the films of a data set"
+NONE_DEFINED = "none of its findings is defined"
 ONE_SEED = "one seed has no spread"
 DECIMALS = 6
 
@@ -52,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Areas:
-    """AUROC and average precision of a model, their mean over models, or a difference of two such.
+    """AUROC and average precision of a model, or a difference of two models.
 
     Attributes:
         auroc: (1 + replicate, finding); the first row is the estimate, the others bootstrap replicates.
@@ -66,11 +69,6 @@ class Areas:
         """The paired difference."""
         return Areas(self.auroc - other.auroc, self.ap - other.ap)
 
-    @classmethod
-    def mean(cls, parts: Sequence["Areas"]) -> "Areas":
-        """The mean of several, replicate by replicate: what is resampled stays the patients."""
-        return cls(np.mean([part.auroc for part in parts], axis=0), np.mean([part.ap for part in parts], axis=0))
-
 
 def means_of(evaluated: list[str], own: Mapping[str, Sequence[str]]) -> dict[str, Mean]:
     """The means that are reported for a data set.
@@ -82,8 +80,20 @@ def means_of(evaluated: list[str], own: Mapping[str, Sequence[str]]) -> dict[str
     means = {"all": Mean(tuple(evaluated)), "shared7": Mean(tuple(name for name in SHARED if name in evaluated))}
     for name, chosen in own.items():
         means[name] = Mean(tuple(finding for finding in chosen if finding in evaluated))
-        means[f"{name}_per_study"] = Mean(means[name].findings, "study")
+        means[f"{name}{PER_STUDY}"] = Mean(means[name].findings, "study")
     return {name: mean for name, mean in means.items() if mean.findings}
+
+
+def main_mean(names: Iterable[str]) -> str:
+    """The mean that is quoted for a data set, of those reported: the first by name of its own, else all findings."""
+    return min((name for name in names if name not in COMMON_MEANS and not name.endswith(PER_STUDY)), default="all")
+
+
+def quoted_means(names: Iterable[str]) -> list[str]:
+    """The mean that is quoted for a data set, and the same per study if that is reported too."""
+    reported = set(names)
+    main = main_mean(reported)
+    return [main, *({f"{main}{PER_STUDY}"} & reported)]
 
 
 def targets_of(facts: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -192,12 +202,17 @@ def score(areas: Areas, column: int, confidence: float) -> dict[str, Any]:
     return scored | {"dropped": metrics.interval(areas.auroc[1:, column], confidence).dropped}
 
 
+def defined_columns(areas: Areas, columns: list[int]) -> list[int]:
+    """Of these findings, those whose estimate has a value: what a mean averages, in its replicates too."""
+    return [column for column in columns if not np.isnan(areas.auroc[0, column])]
+
+
 def mean_score(areas: Areas, columns: list[int], confidence: float) -> dict[str, Any]:
     """AUROC and average precision averaged over the findings where they are defined."""
-    defined = [column for column in columns if not np.isnan(areas.auroc[0, column])]
+    defined = defined_columns(areas, columns)
     if not defined:
         nothing = dict.fromkeys(("auroc", "low", "high", "ap", "ap_low", "ap_high"))
-        return nothing | {"dropped": 0, "n_findings": 0, "reason": "none of its findings is defined"}
+        return nothing | {"dropped": 0, "n_findings": 0, "reason": NONE_DEFINED}
     averaged = Areas(areas.auroc[:, defined].mean(axis=1)[:, None], areas.ap[:, defined].mean(axis=1)[:, None])
     return score(averaged, 0, confidence) | {"n_findings": len(defined), "reason": None}
 
@@ -228,15 +243,16 @@ class Evaluation:
         )
         self.areas: dict[tuple[str, str], Areas] = dict(zip(keys, found, strict=True))
 
-    def of(self, models: Sequence[str], less: Sequence[str], confidence: float) -> dict[str, Any]:
-        """The scores of models, averaged, per finding and as means; their difference from `less`, averaged, if any."""
+    def of(self, model: str, less: str | None, confidence: float) -> dict[str, Any]:
+        """The scores of a model, per finding and as means; their difference from those of `less`, if that is given."""
+        compared = [model] if less is None else [model, less]
 
         def areas(unit: str) -> Areas:
-            averaged = Areas.mean([self.areas[unit, model] for model in models])
-            return averaged.minus(Areas.mean([self.areas[unit, model] for model in less])) if less else averaged
+            own = self.areas[unit, model]
+            return own if less is None else own.minus(self.areas[unit, less])
 
         def shown(scored: dict[str, Any]) -> dict[str, Any]:
-            return as_difference(scored) if less else scored
+            return scored if less is None else as_difference(scored)
 
         sample = self.samples["image"]
         per_finding = {}
@@ -244,16 +260,36 @@ class Evaluation:
             scored = score(areas("image"), column, confidence)
             if not is_spread(sample.targets[:, column], sample.patients):
                 scored |= dict.fromkeys(("low", "high", "ap_low", "ap_high"))
-            per_finding[finding] = shown(scored) | {"reason": self.reason([*models, *less], column)}
+            per_finding[finding] = shown(scored) | {"reason": self.reason(compared, column)}
         means = {}
         for name, mean in self.means.items():
-            columns = [self.samples[mean.unit].findings.index(finding) for finding in mean.findings]
-            means[name] = shown(mean_score(areas(mean.unit), columns, confidence))
-            if any(self.is_without(model) for model in [*models, *less]):
+            means[name] = shown(mean_score(areas(mean.unit), self.columns(mean), confidence))
+            if any(self.is_without(one) for one in compared):
                 means[name]["reason"] = NO_PREDICTION
             lacking = [finding for finding in mean.findings if per_finding[finding]["reason"]]
             means[name]["undefined"] = {finding: per_finding[finding]["reason"] for finding in lacking}
         return {"findings": per_finding, "means": means}
+
+    def columns(self, mean: Mean) -> list[int]:
+        """The columns that a mean averages, of the sample of its unit."""
+        return [self.samples[mean.unit].findings.index(finding) for finding in mean.findings]
+
+    def replicates(self) -> pd.DataFrame:
+        """The mean AUROC of every model, replicate by replicate, averaged over the findings that `mean_score` averages.
+
+        Returns:
+            A row for each model, mean and replicate, with the columns `model`, `mean`, `replicate` (0 is the estimate)
+            and `auroc` (NaN where a model has no finding that is defined, or a replicate has no positives of one).
+        """
+        parts = []
+        for model in self.samples["image"].scores:
+            for name, mean in self.means.items():
+                areas = self.areas[mean.unit, model]
+                defined = defined_columns(areas, self.columns(mean))
+                auroc = areas.auroc[:, defined].mean(axis=1) if defined else np.full(len(areas.auroc), np.nan)
+                named = {"model": model, "mean": name, "replicate": np.arange(len(auroc))}
+                parts.append(pd.DataFrame(named | {"auroc": auroc}))
+        return pd.concat(parts, ignore_index=True)
 
     def is_without(self, model: str) -> bool:
         """Whether a model has no prediction here."""
@@ -269,15 +305,12 @@ class Evaluation:
         return metrics.undefined_because(sample.targets[:, column])
 
 
-def spread(values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
-    """The standard deviation over seeds of each of these; null, with its reason, where there is none.
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """The standard deviation over seeds; null, with its reason, where there is none.
 
     Args:
-        values: what it is of -> a value a seed, `None` where it is undefined.
+        values: one a seed, `None` where it is undefined.
     """
-    given = [value for side in values.values() for value in side]
-    reason = "undefined" if None in given else ONE_SEED if len(given) == len(values) else None
-    if reason:
-        return {"deviation": None, "deviation_reason": reason}
-    deviation = {side: rounded(np.std(np.array(of_side, float), ddof=1)) for side, of_side in values.items()}
-    return {"deviation": deviation, "deviation_reason": None}
+    reason = "undefined" if None in values else ONE_SEED if len(values) == 1 else None
+    deviation = None if reason else rounded(np.std(np.array(values, float), ddof=1))
+    return {"deviation": deviation, "deviation_reason": reason}

@@ -215,13 +215,15 @@ def intervals(
         confidence: of the interval; it is null where all pairs are of one patient.
 
     Returns:
-        finding, or `mean` -> maker, or `distilled_minus_<other>` -> one {value, low, high} a score. A difference is
-        over the pairs where both are defined.
+        finding, or `mean` -> maker, `distilled_minus_<other>`, or `<model>_minus_random` -> one {value, low, high} a
+        score. A difference is over the pairs where both are defined.
     """
     compared: dict[str, tuple[Array, Array | None]] = {name: (values, None) for name, values in scores.items()}
     for other, values in scores.items():
         if other != "distilled":
             compared[f"distilled_minus_{other}"] = (scores["distilled"], values)
+        if other in ("teacher", "twin") and "random" in scores:
+            compared[f"{other}_minus_random"] = (values, scores["random"])
     drawn = weights[patients].astype(np.float64)  # (pair, replicate)
     found: dict[str, dict[str, list[dict[str, float | None]]]] = {}
     for label, (one, other_scores) in compared.items():

@@ -2,6 +2,12 @@
 
 `launch` starts the ranks on this machine. Under `torchrun`, also on several machines, they are there already. Either
 way `joined` makes them one group: gloo on CPUs, nccl with a GPU for each rank. Without a group there is one rank, 0.
+
+`train.teacher.processes` and `train.student.processes` of params.yaml say how many. Over several machines `torchrun`
+starts them, by hand, and `dvc commit` records what rank 0 wrote; set `processes` to their number first, so that what is
+recorded is what ran:
+
+    torchrun --nproc-per-node 2 -m stages.pipeline.guard stages.train_teacher --cohort joint --teacher resnet18
 """
 
 import os

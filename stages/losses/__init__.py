@@ -16,5 +16,19 @@ for so many channels of the student's and of the teacher's deepest maps, and `te
 `adapter`. It is seeded, trains under the student's optimizer and clipping, is kept in checkpoints, and is dropped when
 the training ends. `feature_mse` has one.
 
-`loss_sums` of params.yaml adds losses up as they are: nothing is to be done for it in their files.
+Those that ship, by what they teach:
+
+* `paper`: softened outputs (by sigmoid or softmax), squared; task focal (Termritthikun et al., arXiv 2305.06244)
+* `sigmoid_kd`: each finding's softened probability (Hinton et al., arXiv 1503.02531, with a sigmoid)
+* `mld`: each finding's probability, summed over findings (Yang et al., ICCV 2023)
+* `logit_mse`: logits, squared (Ba & Caruana, NIPS 2014)
+* `softmax_kl`: which finding is likelier than which (Hinton et al., arXiv 1503.02531)
+* `dist_corr`: order of findings in a film, and of films in a finding (Huang et al., NeurIPS 2022)
+* `feature_mse`: the last feature maps through a trained projection, and `sigmoid_kd` (Romero et al., ICLR 2015)
+* `attention_transfer`: where to look, and `sigmoid_kd` (Zagoruyko & Komodakis, ICLR 2017)
+* `rkd`: which films are alike, and `sigmoid_kd` (Park et al., CVPR 2019)
+* `cam_transfer`: where a present finding is, and `sigmoid_kd` (Zhou et al., CVPR 2016; Guo et al., CVPR 2023)
+
+The last four read the teacher's features. `loss_sums` of params.yaml adds losses up as they are: nothing is to be done
+for it in their files.
 """

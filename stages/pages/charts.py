@@ -200,6 +200,14 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:.1f}%"
 
 
+def whole_percent(value: float | None) -> str:
+    """A share as per cent without decimals, which may be negative or above 100."""
+    if value is None:
+        return UNDEFINED
+    text = f"{100 * abs(value):.0f}%"
+    return MINUS + text if value < 0 and text != "0%" else text
+
+
 def signed(value: float | None) -> str:
     """A difference, three decimals, with its sign unless it rounds to 0."""
     if value is None:

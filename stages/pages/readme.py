@@ -13,8 +13,6 @@ README = Path("README.md")
 SOURCES = {
     "phantom": Path("reports/report.md"),
     "nih_sample": Path("reports/nih_sample.md"),
-    "kd_gain_drawn": Path("reports/kd_gain/drawn.md"),
-    "kd_gain_nih": Path("reports/kd_gain/nih.md"),
 }
 
 

@@ -24,6 +24,7 @@ def render(template: str, context: dict[str, Any], is_html: bool) -> str:
         "millions": lambda value: f"{value / 1e6:.2f}",
         "megabytes": lambda value: f"{value / 1e6:.1f}",
         "percent": charts.percent,
+        "whole_percent": charts.whole_percent,
         "words": lambda name: name.replace("_", " "),
     }
     environment.globals |= {"interval": charts.interval}

@@ -1,9 +1,10 @@
 """What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | trace <file> | compare <other lock>`.
 
-`check` says whether the lock belongs to this checkout's code and params and whether its chain of hashes is whole; it
-needs no data (`dvc repro --dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and
-files of cells that params.yaml no longer declares; DVC keeps both. `trace` lists all that a file was made from.
-`compare` says which outputs have the bytes that they have in another lock file, whatever the code that made them.
+`check` says whether the lock belongs to this checkout's code and params and whether its chain of hashes is whole, and
+what the stage `choice` found amiss; it needs no data (`dvc repro --dry --allow-missing` is no gate: it exits 0 with a
+changed stage). `prune` drops entries and files of cells that params.yaml no longer declares; DVC keeps both. `trace`
+lists all that a file was made from. `compare` says which outputs have the bytes that they have in another lock file,
+whatever the code that made them.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from stages.core import arguments, files, params
 from stages.pipeline.check import parse
 
 LOCK = Path("dvc.lock")
+CHOICE = Path("reports/choice.json")
 
 Entry = dict[str, Any]
 
@@ -111,10 +113,31 @@ def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]
     return faults
 
 
-def check() -> list[str]:
-    """All that is wrong between dvc.lock and this checkout."""
+def lock_faults() -> list[str]:
+    """All that is wrong between dvc.lock and this checkout, and the way out."""
     lock = entries()
-    return chain_faults(lock, declared()) + status_faults(json.loads(dvc("status", "--json") or "{}"), producers(lock))
+    faults = chain_faults(lock, declared())
+    faults += status_faults(json.loads(dvc("status", "--json") or "{}"), producers(lock))
+    way_out = f"dvc.lock does not belong to this checkout ({len(faults)} faults): `make repro` runs what changed"
+    return [*faults, way_out] if faults else []
+
+
+def choice_faults() -> list[str]:
+    """What is not as the trials had it or chose it that params.yaml names, and the way out."""
+    found = files.read_json(CHOICE) if CHOICE.exists() else {"stale": [], "differs": []}
+    faults = [f"choice: {line}" for line in (*found["stale"], *found["differs"])]
+    if not faults:
+        return []
+    way_out = (
+        f"choice: params.yaml does not carry what trials of its own chose ({len(faults)} faults): run `make trials "
+        f"STUDY={found['name']}`, carry its choice into params.yaml, `make repro`; or set `choice: null`"
+    )
+    return [*faults, way_out]
+
+
+def check() -> list[str]:
+    """All that `make audit` fails on."""
+    return lock_faults() + choice_faults()
 
 
 def prune() -> list[str]:
@@ -221,8 +244,6 @@ def main() -> None:
         whole = f"dvc.lock belongs to this code and these params: {len(entries())} stages"
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
-    if lines and args.command == "check":
-        lines.append(f"dvc.lock does not belong to this checkout ({len(lines)} faults): `make repro` runs what changed")
     print("\n".join(lines) or {"check": whole, "prune": "nothing to prune"}[args.command])
     sys.exit(bool(lines) and args.command == "check")
 

@@ -9,6 +9,7 @@ from stages.core import findings, plugins
 from stages.core.schema import Params
 
 EXPLAINERS = "the files in stages/explainers"
+TWIN = "twin"  # in rates, beside the losses
 NAMED = ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums")
 
 
@@ -66,20 +67,8 @@ def _of_datasets(params: Params) -> list[str]:
 
 
 def _of_cells(params: Params) -> list[str]:
-    headline, also = params.headline, params.distill_also
-    faults: list[str] = []
-    for cohort in also.cohorts:
-        faults += _member("distill_also.cohorts", cohort, params.cohorts, "the keys of cohorts")
-        if cohort == headline.cohort:
-            faults.append(f"distill_also.cohorts: {cohort} is headline.cohort, which has every loss already")
-    for cohort in params.cohorts:
-        if cohort not in (headline.cohort, *also.cohorts):
-            faults.append(
-                f"cohorts.{cohort}: must be headline.cohort or in distill_also.cohorts, since its distilled "
-                "student is explained and reported"
-            )
-    for loss in also.losses:
-        faults += _member("distill_also.losses", loss, params.losses, "the keys of losses")
+    headline = params.headline
+    faults = _of_rates(params)
     for name, weights in params.loss_sums.items():
         if name in plugins.names("losses"):
             faults.append(f"loss_sums.{name}: must not be named like a loss, and stages/losses/{name}.py is one")
@@ -90,9 +79,26 @@ def _of_cells(params: Params) -> list[str]:
     faults += _member("headline.teacher", headline.teacher, params.teachers, "the keys of teachers")
     both = [*params.losses, *params.loss_sums]
     faults += _member("headline.loss", headline.loss, both, "the keys of losses and loss_sums")
-    if also.cohorts and headline.loss in both:
-        faults += _member("headline.loss", headline.loss, also.losses, "distill_also.losses")
     return faults + _member("headline.seed", headline.seed, params.seeds, "seeds")
+
+
+def _of_rates(params: Params) -> list[str]:
+    """Every way to train a student has a learning rate, and nothing else has one."""
+    faults: list[str] = []
+    ways = [TWIN, *params.losses, *params.loss_sums]
+    if TWIN in ways[1:]:
+        faults.append(f"losses.{TWIN}: must be named otherwise: {TWIN} is the student without a teacher")
+    for way in ways:
+        if way not in params.rates:
+            faults.append(
+                f"rates.{way}: missing: its students need a learning rate of their own"
+                + (f" (the twin's is {params.rates[TWIN].default:g})" if TWIN in params.rates else "")
+            )
+    for name, rates in params.rates.items():
+        faults += _member(f"rates.{name}", name, ways, f"{TWIN} and the keys of losses and loss_sums")
+        for cohort in rates.per_cohort:
+            faults += _member(f"rates.{name}.per_cohort", cohort, params.cohorts, "the keys of cohorts")
+    return faults
 
 
 def of_losses(values: Any) -> list[str]:

@@ -1,1 +1,0 @@
-"""Does distillation help? `make kd-gain`: settings chosen on validation, three seeds, test read once."""

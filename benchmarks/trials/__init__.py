@@ -1,0 +1,1 @@
+"""Which rates and constants students train with: `make trials`, chosen on validation films."""
