@@ -2,7 +2,7 @@
 
 Reads what the pipeline made, and data/truth, which has the boxes of all drawn films. Scores the maps of the headline's
 teacher, twin and student at each stride that its nets have, beside a random map on the student's grid, and writes
-reports/choices/maps.md. `explain.max_stride` of params.yaml is chosen by it.
+reports/maps.md. `explain.max_stride` of params.yaml is chosen by it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from stages.judging.class_maps import BOX, Films, Model, Plan
 from stages.nets import nets
 from stages.pages import charts
 
-RESULT = Path("reports/choices/maps.md")
+RESULT = Path("reports/maps.md")
 STRIDES = (4, 8, 16, 32)
 SCORES = ("pointing", "energy")
 MAKERS = ("teacher", "twin", "distilled", "random", "teacher_minus_random", "distilled_minus_random",

@@ -13,7 +13,13 @@ from stages import assemble
 from stages.core import files, findings, schema
 
 PATIENTS = 40
-LOOSE = {"assemble__max_rows_without_image": 1.0, "assemble__max_images_without_row": 1.0, "ingest__size_px": 32}
+DATASETS = ("chestxray14", "chexpert", "padchest")
+LOOSE: dict[str, Any] = {
+    "assemble__max_rows_without_image": 1.0,
+    "assemble__max_images_without_row": 1.0,
+    "ingest__size_px": 32,
+    "cohorts": {name: {"datasets": [name]} for name in DATASETS} | {"joint": {"datasets": list(DATASETS)}},
+}
 
 
 def prepare(dataset: str, root: Path) -> None:

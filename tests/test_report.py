@@ -313,7 +313,10 @@ def test_the_first_table_is_the_mean_over_seeds_for_each_data_set_and_for_their_
         )
         shown.append(f"{100 * share['share']:.0f}% ({100 * share['low']:.0f}% to {100 * share['high']:.0f}%)")
         assert mean_row(markdown, name) == [name, count, *shown]
-        assert f"<small>{', '.join(map(charts.signed, gain['per_seed']))}; sd {gain['deviation']:.3f}</small>" in html
+        assert (
+            f"<small>{', '.join(map(charts.signed, gain['per_seed']))}</small><small>sd {gain['deviation']:.3f}</small>"
+            in html
+        )
         assert f'<td class="n">{shown[-1].replace(" (", "<small>").replace(")", "</small>")}</td>' in html
     assert html.index("<figcaption>mean of the data sets") < html.index('id="checks"')
     assert "mean of the seeds 0, 1" in html
@@ -479,7 +482,8 @@ def test_every_loss_is_shown_over_its_seeds(project: Path, monkeypatch: pytest.M
     assert row.count("|") == table.splitlines()[4].count("|")
     section = html[html.index('id="seeds"') : html.index('id="matrix"')]
     for gain in gains:
-        assert f"{', '.join(map(charts.signed, gain['per_seed']))}; sd {charts.number(gain['deviation'])}" in section
+        seeds = ", ".join(map(charts.signed, gain["per_seed"]))
+        assert f"{seeds}</small><small>sd {charts.number(gain['deviation'])}</small>" in section
 
 
 def test_a_group_without_a_mean_of_the_data_sets_shows_a_dash(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
