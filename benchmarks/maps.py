@@ -7,6 +7,7 @@ reports/maps.md. `explain.max_stride` of params.yaml is chosen by it.
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def table(films: dict[str, Films], trained: dict[str, Model], plan: Plan) -> lis
             settings = plan.settings.model_copy(update={"max_stride": stride})
             at_stride, names = replace(plan, settings=settings), ("explain", plan.seed, dataset)
             found, _, _ = explain.explain_dataset(of_dataset, trained, at_stride, names)
+            if found["mean"] is None:
+                lines.append(f"| {dataset} | {stride} | no score: {found['reason']} |{' |' * len(MAKERS)}")
+                continue
             for score in SCORES:
                 values = [found["mean"]["scores"][score][maker] for maker in MAKERS]
                 shown = [
@@ -61,6 +65,11 @@ def main() -> None:
     settings, evaluate, headline, datasets, seed, threads = params.load(
         "explain", "evaluate", "headline", "datasets", "seed", "threads"
     )
+    if plugins.model_kind(headline.teacher) != "net":
+        sys.exit(f"make maps compares the maps of a teacher that is one net, and {headline.teacher} has none")
+    if real := [dataset for dataset in datasets if not Path(f"data/truth/{dataset}.parquet").exists()]:
+        sys.exit(f"make maps needs drawn films, whose boxes data/truth has, and there is none of {', '.join(real)}: "
+                 "choose explain.max_stride on drawn ones (make repro first)")  # fmt: skip
     device = nets.fix(threads)
     mapper = plugins.load("explainers", settings.explainer).maps
     plan = Plan(mapper, settings, evaluate.replicates, evaluate.confidence, seed)

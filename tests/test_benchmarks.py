@@ -93,3 +93,10 @@ def test_the_boxes_of_the_truth_come_one_a_row() -> None:
         "width": [0.3, 0.1, 1.0],
         "height": [0.4, 0.1, 1.0],
     }
+
+
+@pytest.mark.usefixtures("project")
+def test_maps_of_a_run_without_drawn_films_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["maps"])
+    with pytest.raises(SystemExit, match=r"needs drawn films, .* none of chestxray14, chexpert, padchest"):
+        maps.main()

@@ -132,6 +132,15 @@ def test_a_contradiction_names_key_rule_and_value(values: Any, change: Any, mess
         check.parse(values)
 
 
+def test_a_rate_is_the_cohorts_own_or_the_default(values: Any) -> None:
+    values["cohorts"]["nih"] = {"datasets": ["chestxray14"]}
+    values["rates"]["paper"] = {"default": 0.4, "per_cohort": {"nih": 0.1}}
+    given = check.parse(values)
+    rates = given.rates["paper"]
+    assert (rates.of("joint"), rates.of("nih")) == (0.4, 0.1)
+    assert given.train.student.at(rates.of("nih")).model_dump() == given.train.student.model_dump() | {"lr": 0.1}
+
+
 def test_a_sum_may_be_the_headline(values: Any) -> None:
     values["loss_sums"] = {"mix": {"paper": 1.0, "sigmoid_kd": 0.5}}
     values["rates"]["mix"] = {"default": 0.4, "per_cohort": {}}
