@@ -370,6 +370,9 @@ def test_report_scores_boxed_films_and_gives_null_with_a_reason_elsewhere(boxed:
         for by_maker in part["scores"].values():
             assert set(by_maker) == makers
             assert all(values["low"] <= values["value"] <= values["high"] for values in by_maker.values())
+            for model in ("teacher", "twin", "distilled"):
+                less = by_maker[model]["value"] - by_maker["random"]["value"]
+                assert by_maker[f"{model}_minus_random"]["value"] == pytest.approx(less, abs=2e-6)
 
 
 def test_films_of_another_split_bring_their_own_boxes(boxed: Any) -> None:

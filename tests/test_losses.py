@@ -274,6 +274,14 @@ def test_the_papers_loss_by_hand() -> None:
     assert paper.terms(signals, summed)["kd"].item() == pytest.approx(0.5 * 4 * 0.125)
 
 
+def test_the_papers_outputs_may_be_softened_finding_by_finding() -> None:
+    student, teacher, target = random(5)
+    by_finding = PAPER.model_copy(update={"softening": "sigmoid"})
+    found = paper.terms(objectives.signals(student, target, teacher), by_finding)["kd"]
+    difference = 1 / (1 + (-student / 2).exp()) - 1 / (1 + (-teacher / 2).exp())
+    assert found.item() == pytest.approx(0.5 * 4 * difference.square().mean().item(), rel=1e-9)
+
+
 def test_focal_with_gamma_zero_is_cross_entropy() -> None:
     student, _, target = random(7)
     signals = objectives.signals(student, target)
