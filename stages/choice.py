@@ -15,20 +15,21 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, model_validator
 
 from stages.core import arguments, files, params, schema
+from stages.core.schema import TWIN
 
-TWIN = "twin"
 PARAMS = ("choice", "cohorts", "datasets", "headline", "ingest", "losses", "phantom", "phantoms", "policies", "rates",
           "seed", "students", "teachers", "train", "views")  # fmt: skip
 COHORT = ("rows.parquet", "targets.npy")
 SCHEDULE = frozenset(schema.Schedule.model_fields)
 NO_NUMBERS = ("__init__.py", "checkpoints.py")  # code that changes no trained weight
-CHOSEN = ("stages/losses/", "stages/models/", "stages/phantom/")  # of these trials run only what params name
+DRAWING, WEIGHTS = "stages/phantom/", "stages/nets/weights.py"
+CHOSEN = ("stages/losses/", "stages/models/", DRAWING, WEIGHTS)  # of these trials run only what params name
 OF_MACHINE = ("root", "checkpoint", "dask_scheduler")  # last parts of keys whose values are places: never recorded
 NOTHING = "nothing"  # what a line says of a key that is not there
 
 
 class Tried(schema.Section):
-    """A method's trials, each with its `val_auroc`, and the best of them."""
+    """A method's trials, each with `val_aurocs`, one a seed, and their mean `val_auroc`, and the best of them."""
 
     chosen: dict[str, Any]
     val_auroc: float
@@ -56,7 +57,7 @@ class Choice(schema.Section):
     Attributes:
         cohort: whose validation films chose.
         steps: of each trial.
-        seed: of each trial.
+        seeds: of each trial, which is trained once a seed.
         loss: the best of the losses.
         methods: `twin` or a loss -> its trials.
         longer: the same -> its chosen settings for other numbers of steps, the trials' own first.
@@ -65,7 +66,7 @@ class Choice(schema.Section):
 
     cohort: str
     steps: schema.Count
-    seed: int
+    seeds: list[int]
     loss: str
     methods: dict[str, Tried]
     longer: dict[str, list[Point]]
@@ -121,20 +122,20 @@ def sources() -> dict[str, str]:
     return {path.as_posix(): files.sha256(path) for path in sorted(paths) if path.name not in NO_NUMBERS}
 
 
-def code_of(code: Mapping[str, str], models: Iterable[str], methods: Iterable[str], is_drawn: bool) -> dict[str, str]:
+def code_of(code: Mapping[str, str], models: Iterable[str], methods: Iterable[str], *parts: str) -> dict[str, str]:
     """Path -> SHA-256, of what these models and methods run.
 
     Args:
         code: as of `sources`.
         models: architectures.
         methods: `twin`, or losses.
-        is_drawn: whether the code counts that draws films.
+        *parts: `DRAWING` if films are drawn, `WEIGHTS` if a model starts from a file.
     """
     wanted = {f"stages/models/{name}.py" for name in models} | {f"stages/losses/{name}.py" for name in methods}
     return {
         path: sha256
         for path, sha256 in code.items()
-        if path in wanted or not path.startswith(CHOSEN) or (is_drawn and path.startswith("stages/phantom/"))
+        if path in wanted or not path.startswith(CHOSEN) or path.startswith(parts)
     }
 
 
@@ -149,8 +150,10 @@ def made_of(run: Mapping[str, Any], code: Mapping[str, str], folder: Path, trial
     """
     headline, datasets = run["headline"], run["cohorts"][folder.name].datasets
     drawn = [dataset for dataset in datasets if dataset in run["phantoms"]]
+    starts = run["students"][headline.student], run["teachers"][headline.teacher]
+    parts = [part for part, runs in ((DRAWING, drawn), (WEIGHTS, any(start.checkpoint for start in starts))) if runs]
     return MadeOf(
-        code=code_of(code, (headline.student, headline.teacher), trials, bool(drawn)),
+        code=code_of(code, (headline.student, headline.teacher), trials, *parts),
         params=_params_of(run, folder.name, drawn, {key for of in trials.values() for trial in of for key in trial}),
         cohort={name: files.sha256(folder / name) for name in COHORT},
     )
@@ -247,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.parser(__doc__).parse_args(argv)
     run = dict(zip(PARAMS, params.load(*PARAMS), strict=True))
     choices, cohorts = files.input("reports/choices"), files.input("data/cohorts")
-    found: dict[str, Any] = dict.fromkeys(("name", "cohort", "steps", "seed", "loss"))
+    found: dict[str, Any] = dict.fromkeys(("name", "cohort", "steps", "seeds", "loss"))
     found |= {"stale": [], "differs": [], "methods": {}, "longer": {}}
     if (name := run["choice"]) is not None:
         found = judge(name, read(choices, name), run, cohorts)

@@ -113,7 +113,7 @@ def as_text(value: Any) -> str:
 def tried(trials: list[dict[str, Any]]) -> dict[str, str]:
     """Setting -> what was tried of it: the range of numbers, or each of the names."""
     found = {}
-    for name in dict.fromkeys(name for trial in trials for name in trial if name != "val_auroc"):
+    for name in dict.fromkeys(name for trial in trials for name in trial if not name.startswith("val_auroc")):
         values = list(dict.fromkeys(trial[name] for trial in trials if name in trial))
         if len(values) > 2 and all(isinstance(value, int | float) for value in values):
             found[name] = f"{as_text(min(values))} to {as_text(max(values))}"

@@ -10,7 +10,7 @@ from fvcore.nn import FlopCountAnalysis
 
 from stages.core import files
 from stages.core.schema import Architecture
-from stages.nets import nets
+from stages.nets import nets, weights
 
 
 def start(path: Path, sha256: str | None = None) -> Architecture:
@@ -72,13 +72,13 @@ def test_a_published_checkpoint_loads_by_order_under_other_names(tmp_path: Path)
 
 def test_a_checkpoint_of_another_architecture_lists_the_keys(tmp_path: Path) -> None:
     torch.save(nets.build_model("resnet18", 14, 64).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(nets.CheckpointError, match=r"another architecture: \d+ keys differ: .*bn1"):
+    with pytest.raises(weights.CheckpointError, match=r"another architecture: \d+ keys differ: .*bn1"):
         nets.build_model("eeea_net_c2", 14, 64, start(tmp_path / "other.pt"))
 
 
 def test_a_checkpoint_with_another_hash_is_refused(tmp_path: Path) -> None:
     torch.save(nets.build_model("eeea_net_c2", 14, 64).state_dict(), tmp_path / "c2.pt")
-    with pytest.raises(nets.CheckpointError, match="it is another file"):
+    with pytest.raises(weights.CheckpointError, match="it is another file"):
         nets.build_model("eeea_net_c2", 14, 64, start(tmp_path / "c2.pt", "0" * 64))
 
 

@@ -35,7 +35,8 @@ COHORTS["joint"] = SimpleNamespace(datasets=list(DATASETS))
 LOSSES = ("sigmoid_kd", "paper")
 GROUP = "joint/eeea_net_c2/resnet18/sigmoid_kd"
 CHOICE = {
-    "name": "drawn", "cohort": "joint", "steps": 600, "seed": 100, "loss": "sigmoid_kd", "stale": [], "differs": [],
+    "name": "drawn", "cohort": "joint", "steps": 600, "seeds": [100, 101], "loss": "sigmoid_kd",
+    "stale": [], "differs": [],
     "methods": {
         "twin": {"chosen": {"lr": 0.4}, "val_auroc": 0.7561, "trials": [
             {"lr": 0.2, "val_auroc": 0.74}, {"lr": 0.4, "val_auroc": 0.7561}, {"lr": 0.8, "val_auroc": None}]},
@@ -47,7 +48,7 @@ CHOICE = {
     "longer": {"twin": [{"steps": 1200, "val_auroc": 0.802}, {"steps": 600, "val_auroc": 0.7561}],
                "sigmoid_kd": [{"steps": 600, "val_auroc": 0.7912}]},
 }  # fmt: skip
-NO_CHOICE = dict.fromkeys(("name", "cohort", "steps", "seed", "loss")) | {
+NO_CHOICE = dict.fromkeys(("name", "cohort", "steps", "seeds", "loss")) | {
     "stale": [], "differs": [], "methods": {}, "longer": {},
 }  # fmt: skip
 
@@ -367,7 +368,8 @@ def test_the_chosen_settings_are_shown_with_what_was_tried(project: Path) -> Non
                         f"| sigmoid_kd | 0.791 | {charts.UNDEFINED} |"]  # fmt: skip
     section = html[html.index('id="choice"') : html.index('id="models"')]
     assert "#choice" in Page(html).links
-    for shown in ("<code>drawn</code>", "600 steps each, seed 100, which no model of this page has", "lr 0.2 to 0.8",
+    for shown in ("<code>drawn</code>", "600 steps each, mean of the seeds 100, 101, which no model of this page has",
+                  "lr 0.2 to 0.8",
                   "softening sigmoid, softmax", '<td class="n">0.802</td>'):  # fmt: skip
         assert shown in section
     assert 'class="warning"' not in html

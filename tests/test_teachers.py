@@ -18,6 +18,7 @@ from stages.learning import objectives, soft_labels, training
 from stages.learning.cohort import Cohort, load_cohort, mean_auroc
 from stages.learning.trainer import Recipe
 from stages.nets import nets, probability_table
+from stages.nets.weights import CheckpointError
 
 FINDINGS = ["Edema", "Mass"]
 TABLE = {"file": ["0.png", "1", "2.png"], "prob_Mass": [0.25, 0.0, 1.0], "edema": [0.5, 0.1, 0.9]}
@@ -89,7 +90,7 @@ def test_a_table_without_a_finding_of_the_cohort_is_refused(tmp_path: Path) -> N
 
 def test_a_table_with_another_hash_is_refused(tmp_path: Path) -> None:
     read(tmp_path / "t.csv", TABLE)
-    with pytest.raises(nets.CheckpointError, match="it is another file"):
+    with pytest.raises(CheckpointError, match="it is another file"):
         probability_table.read(tmp_path / "t.csv", "0" * 64, CLIP, FINDINGS)
 
 

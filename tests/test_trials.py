@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import filelock
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 from benchmarks.trials import study
 from stages import choice
 from stages.core import files, params
+from stages.core.schema import TWIN
 from stages.learning import checkpoints, soft_labels, training
 from stages.learning.cohort import load_cohort
 from stages.pipeline.preset import merged
@@ -27,7 +29,7 @@ RESULT = Path("reports/choice.json")
 STUDENT, TEACHER = "resnet10t", "resnet18"  # quicker to build and to train than the default student
 PAPER = {"alpha": 0.5, "temperature": 2.0, "gamma": 0.0, "weight": 1.0, "softening": "sigmoid", "reduction": "mean"}
 STUDY: dict[str, Any] = {
-    "cohort": "joint", "trial_seed": 9,
+    "cohort": "joint", "trial_seeds": [9, 8],
     "trials": {
         "twin": [{"lr": 0.1}, {"lr": 0.2}],
         "sigmoid_kd": [{"lr": 0.1, "alpha": 0.3, "temperature": 2.0}, {"lr": 0.1, "alpha": 0.0, "temperature": 1.0}],
@@ -90,6 +92,16 @@ def lay_study(values: dict[str, Any]) -> None:
         YAML().dump(values, file)
 
 
+def ends_by_seed() -> dict[tuple[Any, ...], float]:
+    """(method, rate, alpha, steps, seed) -> validation AUROC at the end of each training that is kept."""
+    found = {}
+    for folder in study.KEPT.iterdir():
+        facts, curve = files.read_json(folder / "facts.json"), pd.read_csv(folder / "curve.csv")
+        way = facts["method"], facts["settings"]["lr"], facts["loss"].get("alpha"), facts["settings"]["steps"]
+        found[*way, facts["student_seed"]] = round(float(curve["val_auroc"].iloc[-1]), 6)
+    return found
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The checkpoint of each training that begins."""
@@ -118,26 +130,29 @@ def test_the_best_trial_on_validation_is_chosen_and_what_carries_it_differs_in_n
     folder: Path, trained: list[Path]
 ) -> None:
     study.run(FILE, folder, lanes=1)
-    assert len(set(trained)) == len(trained) == 8
+    assert len(set(trained)) == len(trained) == 16
     text = (folder / "toy.yaml").read_text()
     found = YAML(typ="safe").load(text)
-    assert (found["cohort"], found["steps"], found["seed"]) == ("joint", 4, 9)
-    ends = {pd.read_csv(path)["val_auroc"].round(6).iloc[-1] for path in study.KEPT.glob("*/curve.csv")}
+    assert (found["cohort"], found["steps"], found["seeds"]) == ("joint", 4, [9, 8])
+    ends = ends_by_seed()
     for method, tried in found["methods"].items():
         best = max(tried["trials"], key=lambda trial: trial["val_auroc"])
-        assert tried["chosen"] | {"val_auroc": tried["val_auroc"]} == best
-        assert [trial | {"val_auroc": 0} for trial in tried["trials"]] == [
-            trial | {"val_auroc": 0} for trial in STUDY["trials"][method]
+        assert tried["chosen"] | {key: best[key] for key in ("val_auroc", "val_aurocs")} == best
+        assert tried["val_auroc"] == best["val_auroc"]
+        assert tried["trials"] == [
+            trial | {"val_auroc": round(fmean(each), 6), "val_aurocs": each}
+            for trial in STUDY["trials"][method]
+            for each in [[ends[method, trial["lr"], trial.get("alpha"), 4, seed] for seed in (9, 8)]]
         ]
-        assert {trial["val_auroc"] for trial in tried["trials"]} <= ends
     aurocs = {method: tried["val_auroc"] for method, tried in found["methods"].items()}
     assert found["loss"] == max(("sigmoid_kd", "paper"), key=lambda loss: aurocs[loss])
     for method in ("twin", "paper"):
         first, longer = found["longer"][method]
         assert first == {"steps": 4, "val_auroc": aurocs[method]}
-        assert longer["steps"] == 6
-        assert longer["val_auroc"] in ends
-    assert len(list(study.KEPT.iterdir())) == 8
+        chosen = found["methods"][method]["chosen"]
+        each = [ends[method, chosen["lr"], chosen.get("alpha"), 6, seed] for seed in (9, 8)]
+        assert longer == {"steps": 6, "val_auroc": round(fmean(each), 6)}
+    assert len(list(study.KEPT.iterdir())) == 16
 
     chosen = {method: dict(tried["chosen"]) for method, tried in found["methods"].items()}
     rates = {method: {"default": of.pop("lr"), "per_cohort": {}} for method, of in chosen.items()}
@@ -147,7 +162,7 @@ def test_the_best_trial_on_validation_is_chosen_and_what_carries_it_differs_in_n
         "name": "toy", "stale": [], "differs": []
     }  # fmt: skip
     study.run(FILE, folder, lanes=1)
-    assert len(trained) == 8
+    assert len(trained) == 16
     assert (folder / "toy.yaml").read_text() == text
 
 
@@ -166,12 +181,12 @@ def test_a_killed_study_goes_on(folder: Path, trained: list[Path], monkeypatch: 
     assert not list(folder.iterdir())
     monkeypatch.setattr(training, "train", counted)
     study.run(FILE, folder, lanes=1)
-    assert len(set(trained)) == len(trained) == 6
+    assert len(set(trained)) == len(trained) == 12
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_trial_that_another_process_is_making_is_refused() -> None:
-    task = (study.setup(FILE), study.TWIN, {"lr": 0.1})
+    task = (study.setup(FILE), TWIN, {"lr": 0.1}, 9)
     study.train(*task)
     (made,) = study.KEPT.iterdir()
     files.remove(made)
@@ -192,14 +207,14 @@ def test_a_key_of_the_schedule_changes_the_training_and_no_loss() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_another_draw_or_another_loss_is_another_trial(trained: list[Path]) -> None:
-    study.train(study.setup(FILE), "twin", {"lr": 0.1})
+    study.train(study.setup(FILE), "twin", {"lr": 0.1}, 9)
     with Path("stages/losses/paper.py").open("a") as file:
         file.write("# edited\n")
-    study.train(study.setup(FILE), "twin", {"lr": 0.1})
+    study.train(study.setup(FILE), "twin", {"lr": 0.1}, 9)
     assert len(trained) == 1
     with (COHORT / "padchest.npy").open("ab") as file:
         file.write(b"\0")
-    study.train(study.setup(FILE), "twin", {"lr": 0.1})
+    study.train(study.setup(FILE), "twin", {"lr": 0.1}, 9)
     assert len(trained) == 2
 
 
@@ -219,7 +234,9 @@ TRIALS = STUDY["trials"]
         ({"trials": {key: [{"lr": 0.1, "steps": 8}] for key in TRIALS}}, "steps must not be set by a trial"),
         ({"longer": {"methods": ["mld"], "steps": [8]}}, "longer.methods must be of trials, got mld"),
         ({"longer": {"methods": ["twin"], "steps": [2]}}, "evaluations must not exceed steps"),
-        ({"trial_seed": 1}, "trial_seed must be none of seeds, got 1"),
+        ({"trial_seeds": [1, 5, 0]}, r"trial_seeds must be none of seeds \(params\.yaml\), got 0, 1"),
+        ({"trial_seeds": [5, 5]}, "trial_seeds: an item stands twice"),
+        ({"trial_seeds": []}, "trial_seeds: .*at least 1"),
         ({"cohort": "chexpert"}, r"cohort must be a key of cohorts \(joint\), got chexpert"),
         ({"steps": 8}, "steps: unknown key"),
     ],
@@ -237,7 +254,7 @@ def test_a_committed_study_is_a_valid_one(name: str, preset: str | None) -> None
     base = wiring.ROOT / "params.yaml"
     parsed = params.parse(merged(wiring.ROOT / preset, base) if preset else params.read(base))
     assert given.cohort in parsed.cohorts
-    assert given.trial_seed not in parsed.seeds
+    assert not set(given.trial_seeds) & set(parsed.seeds)
     for method, trials in given.trials.items():
         for trial in trials:
             assert study.plan(parsed.train.student, method, trial)[0].lr == trial["lr"]
@@ -255,7 +272,7 @@ def lay_choice(folder: Path, **chosen: dict[str, Any]) -> None:
         )
         for method, trials in given.study.trials.items()
     }
-    made = choice.Choice(cohort="joint", steps=4, seed=9, loss="sigmoid_kd", methods=found, longer={},
+    made = choice.Choice(cohort="joint", steps=4, seeds=[9, 8], loss="sigmoid_kd", methods=found, longer={},
                          made_of=given.made_of)  # fmt: skip
     study.write(made, folder / "toy.yaml")
 
@@ -264,7 +281,7 @@ def lay_choice(folder: Path, **chosen: dict[str, Any]) -> None:
 def test_without_a_choice_nothing_is_wrong() -> None:
     lay_params(choice=None)
     assert judged() == {
-        "name": None, "cohort": None, "steps": None, "seed": None, "loss": None, "stale": [], "differs": [],
+        "name": None, "cohort": None, "steps": None, "seeds": None, "loss": None, "stale": [], "differs": [],
         "methods": {}, "longer": {},
     }  # fmt: skip
 
@@ -307,6 +324,16 @@ def test_code_of_drawing_counts_where_films_are_drawn(folder: Path) -> None:
     with Path("stages/phantom/lesions.py").open("a") as file:
         file.write("# edited\n")
     assert judged()["stale"] == ["code: stages/phantom/lesions.py has changed"]
+
+
+def test_code_that_reads_checkpoints_counts_where_one_is_named(folder: Path) -> None:
+    lay_choice(folder)
+    with Path(choice.WEIGHTS).open("a") as file:
+        file.write("# edited\n")
+    assert judged()["stale"] == []
+    start = {"pretrained": False, "checkpoint": "/here/net.pt", "checkpoint_sha256": "a" * 64}
+    lay_params(teachers={TEACHER: start})
+    assert f"code: {choice.WEIGHTS} was not part of the trials" in judged()["stale"]
 
 
 def test_another_teacher_is_named(folder: Path) -> None:
@@ -405,6 +432,7 @@ def test_no_place_of_a_machine_is_recorded(folder: Path) -> None:
     text = (folder / "toy.yaml").read_text()
     assert "here" not in text
     assert f"teachers.{TEACHER}.checkpoint_sha256: {'a' * 64}" in text
+    assert f"{choice.WEIGHTS}: " in text
 
 
 def test_the_code_of_trials_is_all_that_trains_or_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +442,6 @@ def test_the_code_of_trials_is_all_that_trains_or_teaches(monkeypatch: pytest.Mo
     needed = {path.relative_to(wiring.ROOT).as_posix() for of in stages for path in wiring.closure(f"stages.{of}")}
     plain = {f"stages/core/{name}.py" for name in ("arguments", "files", "findings", "params", "plugins", "schema")}
     plain |= {"stages/distill.py", "stages/train_student.py", "stages/learning/checkpoints.py"}
-    code = choice.code_of(choice.sources(), [], [], is_drawn=False)
+    code = choice.code_of(choice.sources(), [], [], choice.WEIGHTS)
     for_plug_ins = {f"stages/nets/{name}.py" for name in ("activations", "once_for_all")}
     assert set(code) == needed - plain | for_plug_ins

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -22,8 +23,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from stages import choice
-from stages.choice import TWIN
 from stages.core import files, params, plugins, schema
+from stages.core.schema import TWIN
 from stages.judging import evaluation
 from stages.learning import checkpoints, objectives, soft_labels, terms, training
 from stages.learning.cohort import load_cohort
@@ -48,7 +49,7 @@ class Study(schema.Section):
     """What is tried; see the comments of a study's file."""
 
     cohort: str
-    trial_seed: int
+    trial_seeds: schema.Seeds
     trials: dict[str, list[dict[str, Any]]]
     longer: Longer | None = None
 
@@ -155,8 +156,8 @@ def setup(file: Path) -> Setup:
         raise StudyError(f"{file}: {'; '.join(params.reason(item) for item in error.errors())}") from error
     threads, seeds, *values = params.load("threads", "seeds", *choice.PARAMS)
     run = dict(zip(choice.PARAMS, values, strict=True))
-    if study.trial_seed in seeds:
-        raise StudyError(f"{file}: trial_seed must be none of seeds, got {study.trial_seed} (params.yaml: seeds)")
+    if both := sorted(set(study.trial_seeds) & set(seeds)):
+        raise StudyError(f"{file}: trial_seeds must be none of seeds (params.yaml), got {', '.join(map(str, both))}")
     if study.cohort not in run["cohorts"]:
         raise StudyError(f"{file}: cohort must be a key of cohorts ({', '.join(run['cohorts'])}), got {study.cohort}")
     lengths = study.longer.steps if study.longer else []
@@ -170,22 +171,24 @@ def setup(file: Path) -> Setup:
     return Setup(study, run, threads, code, hashes(cohort) | hashes(soft), made_of)
 
 
-def train(given: Setup, method: str, trial: dict[str, Any]) -> float:
+def train(given: Setup, method: str, trial: dict[str, Any], seed: int) -> float:
     """Validation AUROC at the end of one training, whose folder is made if it is not there.
 
     Args:
         given: what all trainings share.
         method: `twin`, or a loss.
         trial: `lr`, settings of the loss, and what differs from `train.student`.
+        seed: of the student.
     """
     run, headline, name = given.run, given.run["headline"], given.study.cohort
     settings, loss = plan(run["train"].student, method, trial)
     start = run["students"][headline.student]
+    parts = [choice.WEIGHTS] if start.checkpoint else []
     facts = {
         "cohort": name, "method": method, "loss": choice.parted(trial)[2], "settings": settings.model_dump(),
-        "student_seed": given.study.trial_seed, "seed": run["seed"], "views": run["views"].model_dump(),
+        "student_seed": seed, "seed": run["seed"], "views": run["views"].model_dump(),
         "student": headline.student, "start": start.model_dump(), "threads": given.threads, "torch": torch.__version__,
-        "inputs": given.inputs, "code": choice.code_of(given.code, [headline.student], [method], is_drawn=False),
+        "inputs": given.inputs, "code": choice.code_of(given.code, [headline.student], [method], *parts),
     }  # fmt: skip
     folder = place_of(facts)
     if not folder.exists():
@@ -194,7 +197,7 @@ def train(given: Setup, method: str, trial: dict[str, Any]) -> float:
         of_teacher = files.input(f"data/soft_labels/{name}/{headline.teacher}")
         soft = None if method == TWIN else soft_labels.read(of_teacher, cohort, run["views"], run["seed"], made_by)
         teacher = soft_labels.load_teacher(made_by, cohort) if loss.needs_features else None
-        names = ("student", name, headline.student, given.study.trial_seed)
+        names = ("student", name, headline.student, seed)
         recipe = Recipe(cohort, loss.terms, settings, run["views"], run["seed"], names, soft, teacher, loss.adapter)
         with unfinished(folder) as checkpoint:
             _, _, history = training.train(recipe, headline.student, start, given.threads, checkpoint)
@@ -206,18 +209,29 @@ def train(given: Setup, method: str, trial: dict[str, Any]) -> float:
     return round(float(curve["val_auroc"].iloc[-1]), evaluation.DECIMALS)
 
 
-def train_all(given: Setup, tasks: list[tuple[str, dict[str, Any]]], lanes: int) -> Iterator[float]:
-    """What `train` returns for each (method, trial), so many at a time, each in a process of its own."""
-    return iter(Parallel(n_jobs=lanes)(delayed(train)(given, *task) for task in tasks))
+def train_all(given: Setup, tasks: list[tuple[str, dict[str, Any]]], lanes: int) -> Iterator[list[float]]:
+    """What `train` returns for each (method, trial), once a seed; so many at a time, each in a process of its own."""
+    seeds = given.study.trial_seeds
+    found = Parallel(n_jobs=lanes)(delayed(train)(given, *task, seed) for task in tasks for seed in seeds)
+    return (found[place : place + len(seeds)] for place in range(0, len(found), len(seeds)))
+
+
+def mean(aurocs: list[float]) -> float:
+    """Over seeds."""
+    return round(fmean(aurocs), evaluation.DECIMALS)
 
 
 def try_all(given: Setup, lanes: int) -> dict[str, choice.Tried]:
-    """Train every trial: method -> its trials, and the best at its end on validation, the first of equal ones."""
+    """Train every trial: method -> its trials, and the best at its end on validation, the first of equal ones.
+
+    One seed chooses badly: a rate at the edge of divergence wins on one and loses on others.
+    """
     trials = given.study.trials
     made = train_all(given, [(method, trial) for method, of in trials.items() for trial in of], lanes)
     found = {}
     for method, of in trials.items():
-        tried = [trial | {"val_auroc": next(made)} for trial in of]
+        aurocs = [next(made) for _ in of]
+        tried = [trial | {"val_auroc": mean(each), "val_aurocs": each} for trial, each in zip(of, aurocs, strict=True)]
         best = max(range(len(of)), key=lambda place: tried[place]["val_auroc"])
         found[method] = choice.Tried(chosen=of[best], val_auroc=tried[best]["val_auroc"], trials=tried)
     return found
@@ -231,7 +245,7 @@ def train_longer(given: Setup, found: dict[str, choice.Tried], lanes: int) -> di
     return {
         method: [
             choice.Point(steps=given.steps, val_auroc=found[method].val_auroc),
-            *(choice.Point(steps=steps, val_auroc=next(made)) for steps in longer.steps),
+            *(choice.Point(steps=steps, val_auroc=mean(next(made))) for steps in longer.steps),
         ]
         for method in longer.methods
     }
@@ -276,7 +290,7 @@ def run(file: Path, into: Path, lanes: int | None = None) -> None:
     chosen = choice.Choice(
         cohort=given.study.cohort,
         steps=given.steps,
-        seed=given.study.trial_seed,
+        seeds=given.study.trial_seeds,
         loss=max((method for method in found if method != TWIN), key=lambda method: found[method].val_auroc),
         methods=found,
         longer=train_longer(given, found, lanes),

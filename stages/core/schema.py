@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+TWIN = "twin"  # in rates, beside the losses: the student without a teacher
+
 
 def _focusing(gamma: float) -> float:
     if 0 < gamma < 1:
@@ -27,6 +29,7 @@ Count = Annotated[int, Field(ge=1)]
 Focusing = Annotated[float, Field(ge=0), AfterValidator(_focusing)]
 Policy = Literal["ones", "zeros", "ignore", "smoothed", "teacher"]
 BlankPolicy = Literal["ones", "zeros", "ignore", "teacher"]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -306,7 +309,7 @@ class Params(Section):
     students: dict[str, Architecture]
     losses: dict[str, dict[str, Any]]
     loss_sums: dict[str, Annotated[dict[str, Positive], Field(min_length=2)]]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+    seeds: Seeds
     headline: Headline
     views: Views
     train: Train

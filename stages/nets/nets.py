@@ -1,4 +1,4 @@
-"""Models: built by the name of their file, started from weights, saved, loaded and run."""
+"""Models: built by the name of their file, saved, loaded and run."""
 
 import ctypes
 import inspect
@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from stages.core import files, plugins
+from stages.nets import weights
 from stages.sources.images import Images
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which pretrained weights expect
 STD = (0.229, 0.224, 0.225)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-class CheckpointError(ValueError):
-    """Weights do not fit the model that they are loaded into."""
 
 
 def fix(threads: int) -> torch.device:
@@ -84,7 +81,7 @@ def build_model(
         member: of an ensemble, build this net alone.
 
     Raises:
-        CheckpointError: the checkpoint does not fit, or its hash is not the recorded one.
+        weights.CheckpointError: the checkpoint does not fit, or its hash is not the recorded one.
         FileNotFoundError: no checkpoint there, or ImageNet weights that cannot be fetched.
     """
     plugin = plugins.load("models", architecture)
@@ -106,7 +103,7 @@ def build_model(
                 f"or give a local file as checkpoint (params.yaml: {architecture}.checkpoint)"
             ) from error
     if start and start.checkpoint:
-        load_checkpoint(model, Path(start.checkpoint), start.checkpoint_sha256)
+        weights.load_checkpoint(model, Path(start.checkpoint), start.checkpoint_sha256)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -114,50 +111,6 @@ def _takes_size(name: str) -> bool:
     """Whether a timm constructor takes `img_size`; DenseNet and ResNet raise TypeError on it."""
     with torch.device("meta"):
         return "img_size" in inspect.signature(type(timm.create_model(name))).parameters
-
-
-def load_checkpoint(model: nn.Module, path: Path, sha256: str) -> None:
-    """Load starting weights by name, or by order where names differ and all shapes agree.
-
-    Published Once-for-All weights name their tensors otherwise than timm, in the same order. A classifier of another
-    width (the last two tensors) keeps its random weights.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: another hash, or another architecture; the message lists the first keys that differ.
-    """
-    verify(path, sha256)
-    if path.suffix == ".safetensors":
-        given = load_file(path)
-    else:
-        given = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    if given.keys() != own.keys() and len(given) == len(own):
-        given = dict(zip(own, given.values(), strict=True))
-    head = list(own)[-2:]
-    wrong = sorted(given.keys() ^ own.keys())
-    wrong += [
-        f"{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape and key not in head
-    ]
-    if wrong:
-        raise CheckpointError(f"{path} is of another architecture: {len(wrong)} keys differ: {', '.join(wrong[:8])}")
-    model.load_state_dict({key: value for key, value in given.items() if value.shape == own[key].shape}, strict=False)
-
-
-def verify(path: Path, sha256: str) -> None:
-    """Check that a file that params.yaml names is there and is the recorded one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: another hash.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: put it there, or set checkpoint to null in params.yaml")
-    found = files.sha256(path)
-    if found != sha256:
-        raise CheckpointError(f"{path} has sha256 {found}, params.yaml records {sha256}: it is another file")
 
 
 def write(model: nn.Module, about: dict[str, Any], folder: Path) -> None:

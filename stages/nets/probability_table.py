@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core import files, findings
-from stages.nets import nets
+from stages.nets import weights
 
 SHOWN = 5  # rows or films named in a message
 ENDING = r"\.(?:png|jpg|dcm)$"
@@ -48,7 +48,7 @@ def read(
         TableError: it lacks a finding, has two columns of one, names an image twice or not at all, or a
             value is no probability.
     """
-    nets.verify(path, sha256)
+    weights.verify(path, sha256)
     with path.open(encoding="utf-8") as file:
         table = pd.read_csv(file, dtype="str", keep_default_na=False)
     names, columns = key(table.iloc[:, 0]), _columns(path, list(table.columns[1:]), wanted, renamed or {})

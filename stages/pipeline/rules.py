@@ -6,10 +6,9 @@ Plug-ins are read here and not imported, so that a stage that needs no torch sta
 from typing import Any
 
 from stages.core import findings, plugins
-from stages.core.schema import Params
+from stages.core.schema import TWIN, Params
 
 EXPLAINERS = "the files in stages/explainers"
-TWIN = "twin"  # in rates, beside the losses
 NAMED = ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums")
 
 
