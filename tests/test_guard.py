@@ -3,10 +3,14 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+from stages.pipeline import lock
+from stages.pipeline import repro as runner
 
 ROOT = Path(__file__).parent.parent
 TOY = '''"""A toy stage."""
@@ -99,6 +103,26 @@ def test_inputs_edited_by_another_process_during_the_run_fail_it(tmp_path: Path,
         ("open('data/other.txt', 'w').write('x')", "toy wrote data/other.txt, which dvc.yaml does not declare"),
         ("open('data/in.txt', 'w').write('x')", "toy wrote data/in.txt, which dvc.yaml does not declare"),
         ("from stages.sources import splits", "toy imported stages/sources/splits.py, which dvc.yaml does not declare"),
+        ("import os; os.chdir('data'); open('secret.txt').read()", "toy read data/secret.txt"),
+        ("open('/proc/self/cwd/data/secret.txt').read()", "toy read data/secret.txt"),
+        (
+            "import os; os.open('secret.txt', os.O_RDONLY, dir_fd=os.open('data', os.O_RDONLY | os.O_DIRECTORY))",
+            "toy read data/secret.txt",
+        ),
+        (
+            "import os; os.symlink(Path('data/secret.txt').resolve(), '/tmp/' + Path.cwd().parent.name); "
+            "open('/tmp/' + Path.cwd().parent.name).read()",
+            "toy read data/secret.txt",
+        ),
+        ("Path('data/secret.txt').rename('data/other.txt')", "toy wrote data/secret.txt"),
+        ("Path('data/secret.txt').unlink()", "toy wrote data/secret.txt"),
+        ("Path('data/new').mkdir()", "toy wrote data/new"),
+        ("import os; os.link('data/secret.txt', 'data/.out.txt.1-1.part')", "toy read data/secret.txt"),
+        ("import os; os.link('data/in.txt', 'data/other.txt')", "toy wrote data/other.txt"),
+        ("import os; os.symlink('in.txt', 'data/other.txt')", "toy wrote data/other.txt"),
+        ("import os; os.truncate('data/in.txt', 0)", "toy wrote data/in.txt"),
+        ("open('params.yaml').read()", "toy read params.yaml by itself"),
+        ("import os; os._exit(0)", "stages.toy ended the process by os._exit: let main return"),
         ("params.load('threads')", "params read and params declared in dvc.yaml differ: seed, threads"),
     ],
 )
@@ -190,7 +214,7 @@ def test_code_edited_after_it_was_loaded_and_before_it_was_hashed_fails_the_run(
     assert not (folder / "dvc.lock").exists()
 
 
-def test_a_swallowed_refusal_fails_the_stage_at_its_end(tmp_path: Path) -> None:
+def test_a_swallowed_refusal_fails_the_stage_at_its_end_and_its_output_goes(tmp_path: Path) -> None:
     trick = """
     try:
         from stages.sources import splits
@@ -199,6 +223,91 @@ def test_a_swallowed_refusal_fails_the_stage_at_its_end(tmp_path: Path) -> None:
     folder = project(tmp_path, trick)
     assert "toy went outside its declaration in dvc.yaml: imported stages/sources/splits.py" in repro(folder).stderr
     assert not (folder / "dvc.lock").exists()
+    assert not (folder / "data/out.txt").exists()
+
+
+def test_a_stage_that_leaves_before_its_end_is_checked_all_the_same(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; {EDITS['stages/toy.py']}"
+    edit = f"import subprocess; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    done = repro(project(tmp_path, f"{edit}; sys.exit(0)"))
+    assert "inputs of toy changed while it ran: stages/toy.py; " in done.stderr
+
+
+def test_workers_that_end_by_themselves_are_let(tmp_path: Path) -> None:
+    trick = "import multiprocessing; w = multiprocessing.get_context('fork').Process(target=print); w.start(); w.join()"
+    folder = project(tmp_path, trick)
+    done = repro(folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "data/out.txt").exists()
+
+
+def test_code_that_was_edited_when_it_was_loaded_and_edited_back_fails_the_run(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    plain = (folder / "stages/core/files.py").read_text()
+    (folder / "stages/core/files.py").write_text(f"{plain}# edited\n")
+    back = f"from pathlib import Path\nPath('stages/core/files.py').write_text({plain!r})\n"
+    with (folder / "stages/core/schema.py").open("a") as file:  # which is loaded after files.py
+        file.write(back)
+    done = repro(folder)
+    assert "inputs of toy changed while it ran: stages/core/files.py; " in done.stderr
+    assert not (folder / "dvc.lock").exists()
+
+
+def test_bytecode_of_other_source_is_not_run(tmp_path: Path) -> None:
+    """Python takes cached bytecode by the size and the second of its source: an edit may change neither."""
+    folder = project(tmp_path, "text = text + '1'")
+    source = folder / "stages/toy.py"
+    moment = source.stat().st_mtime
+    done = subprocess.run([sys.executable, "-m", "compileall", "-q", str(source)], check=True)
+    source.write_text(source.read_text().replace("'1'", "'2'"))
+    os.utime(source, (moment, moment))
+    done = repro(folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "data/out.txt").read_text() == "in2 17"
+
+
+def test_without_a_stage_the_usage_is_shown() -> None:
+    words = [sys.executable, "-m", "stages.pipeline.guard"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "name a stage: python -m stages.pipeline.guard stages.<stage> --<cell> ...\n",
+    )
+
+
+LATE = """
+import atexit
+import subprocess
+
+atexit.register(lambda: subprocess.run({words!r}, check=True))
+"""
+
+
+@pytest.mark.parametrize("edited", ["stages/toy.py", "stages/core", "params.yaml:seed"])
+def test_an_edit_after_the_last_check_and_before_dvc_looks_is_forgotten_again(
+    tmp_path: Path, edited: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The edit is made as the guard's process ends; DVC would record it as what ran."""
+    edits = EDITS | {"stages/core": "open('stages/core/files.py', 'a').write('#')"}
+    folder = project(tmp_path)
+    words = [sys.executable, "-c", f"from pathlib import Path; {edits[edited]}"]
+    with (folder / "stages/pipeline/guard.py").open("r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(text.replace("import hashlib\n", f"import hashlib\n{LATE.format(words=words)}", 1))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(subprocess.CalledProcessError):
+        runner.run(runner.due(), lanes=1)
+    assert f"{edited} changed as toy ended: DVC recorded what had not run" in capsys.readouterr().err
+    assert "toy" not in YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    assert not [path for path in (folder / ".dvc/cache/runs").rglob("*") if path.is_file()]
+    (folder / "stages/pipeline/guard.py").write_text(text)
+    runner.run(runner.due(), lanes=1)
+    seed = 18 if edited == "params.yaml:seed" else 17
+    assert (folder / "data/out.txt").read_text() == f"in {seed}"
+    assert not lock.forged("toy")
 
 
 def test_what_goes_beyond_the_schema_is_checked_before_the_stage_too(tmp_path: Path) -> None:

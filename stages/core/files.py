@@ -6,8 +6,10 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 FULL_BYTES = 1 << 20  # a disk with less room counts as full: NumPy and safetensors do not say why a write failed
+_NUMBERS = itertools.count()
 
 
 def input(path: str) -> Path:  # noqa: A001 - reads as files.input(...)
@@ -46,15 +50,16 @@ class DiskFullError(OSError):
 def whole(target: Path) -> Iterator[Path]:
     """A temporary name beside `target`, renamed to it when the block ends well: what lies there is never half written.
 
-    The block makes a file or a folder at the name that it is given. After an error the temporary is removed, and what
-    lay at `target` before is still there.
+    The block makes a file or a folder at the name that it is given, which no other writer has. After an error the
+    temporary is removed, and what lay at `target` before is still there; what killed writers left goes too.
 
     Raises:
         DiskFullError: the disk filled while the block wrote.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left_behind(target):
+        remove(left)
     temporary = temporary_name(target)
-    remove(temporary)
     try:
         yield temporary
     except BaseException as error:
@@ -82,8 +87,25 @@ def _is_of_full_disk(error: BaseException | None) -> bool:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name that `output` writes to before it renames; `.dvcignore` hides it from DVC."""
-    return path.with_name(f".{path.name}.part")
+    """A name of this writer's own, to write to before it is renamed to `path`; `.dvcignore` hides it from DVC."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBERS)}.part")
+
+
+def is_temporary_name(path: Path, target: Path) -> bool:
+    """Whether some writer of `target` may have named this path."""
+    return path.parent == target.parent and bool(_writer(path, target))
+
+
+def _writer(path: Path, target: Path) -> re.Match[str] | None:
+    """The process whose temporary name for `target` this is."""
+    return re.fullmatch(rf"\.{re.escape(target.name)}\.(?P<process>\d+)-\d+\.part", path.name)
+
+
+def _left_behind(target: Path) -> Iterator[Path]:
+    """Temporaries of writers of `target` that live no more."""
+    for path in target.parent.glob(".*.part"):
+        if (writer := _writer(path, target)) and not psutil.pid_exists(int(writer["process"])):
+            yield path
 
 
 def remove(path: Path) -> None:

@@ -3,14 +3,15 @@
 DVC 3.67 hashes dependencies and params *after* the command (dvc#11058), and never checks that a stage reads only what
 it declares. This wrapper, for a stage that DVC runs,
 
-1. hashes the declared dependencies and params before and after, code before any of it is loaded, and fails when one
-   changed in between;
+1. hashes the declared dependencies and params before and after, and fails when one changed in between, or when code is
+   not what was loaded of it;
 2. fails as soon as the stage loads a module or opens a file of the project that it does not declare, or writes outside
-   its outputs (what C code or worker processes open is not seen: `tests/test_wiring.py` covers those by reading the
-   code);
-3. checks all of params.yaml, and lets the stage read just the params that it declares.
+   its outputs (see `doors` for what is seen);
+3. checks all of params.yaml, and lets the stage read just the params that it declares;
+4. leaves its own hashes of code and params for the runner (`lock.forged`), which compares them with what DVC then
+   records: an edit between the last check and DVC's own look at the files.
 
-A failing command makes DVC record nothing. Outside DVC the stage runs without these checks.
+A failing command makes DVC record nothing; what the stage wrote is removed. Outside DVC it runs without these checks.
 """
 
 import hashlib
@@ -22,21 +23,45 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
-STAGES = Path(__file__).resolve().parent.parent
-AT_START = {path: hashlib.sha256(path.read_bytes()).digest() for path in STAGES.rglob("*.py")}  # before any is loaded
+LOADED: dict[Path, bytes] = {}  # file -> SHA-256 of the source that this process made a module of
 
-from stages.core import files, params  # noqa: E402 - code counts as it was when this process had loaded none of it
+
+class _Reader(SourceFileLoader):
+    """Makes modules of their source alone, never of cached bytecode, and keeps what it read."""
+
+    def path_stats(self, path: str) -> NoReturn:
+        raise OSError(f"no bytecode for {path}")
+
+    def get_data(self, path: Any) -> bytes:
+        source = super().get_data(path)
+        LOADED[Path(path).resolve()] = hashlib.sha256(source).digest()
+        return source
+
+
+class _Finder(MetaPathFinder):
+    """Finds modules of the project as Python does, and has them read by `_Reader`."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, path, target) if fullname.startswith("stages.") else None
+        if found is not None and type(found.loader) is SourceFileLoader:
+            found.loader = _Reader(found.loader.name, found.loader.path)
+        return found
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, _Finder())
+
+from stages.core import files, params  # noqa: E402 - after the finder, which must see all of the project's code
 from stages.learning import checkpoints  # noqa: E402
-from stages.pipeline import check  # noqa: E402
+from stages.pipeline import check, doors, lock  # noqa: E402
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
-UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", ".live", "params.yaml", "dvc.yaml", "dvc.lock"}
-UNTRACKED |= {".dvcignore", ".gitignore"}  # which DVCLive reads, through DVC
 
 
 class ProvenanceError(RuntimeError):
@@ -106,54 +131,25 @@ def _has_checkpoint(value: Any) -> bool:
 
 
 def _watch(declared: Declaration, values: Iterable[Any], root: Path, faults: set[str]) -> None:
-    """Fail as soon as the stage opens a project file that it does not declare.
+    """Fail as soon as the stage goes outside its declaration.
 
-    A checkpoint that a declared param names may be read: its hash stands beside it in params.yaml. Code counts when a
-    module is about to run.
+    A checkpoint that a declared param names may be read: its hash stands beside it in params.yaml.
     """
-    harness = _project_modules(root)
-    code = {root / path for path in declared.deps}
-    outs = [root / path for path in declared.outs]
-    writable = [*outs, *(files.temporary_name(path) for path in outs)]
-    started = [Path(value["checkpoint"]).absolute() for value in values if _has_checkpoint(value)]
-    readable = [
-        *started,
-        *writable,
-        *((root / path).resolve() for path in declared.deps),
-        *(root / path for path in declared.deps),
-    ]
-    write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "exec":
-            refuse_module(args[0])
-        if event != "open" or not isinstance(args[0], str | bytes | os.PathLike) or args[2] & os.O_DIRECTORY:
-            return
-        path = Path(os.path.normpath(root / os.fsdecode(args[0])))  # links stay as they are: outputs may be links
-        if root not in path.parents:
-            return
-        relative = path.relative_to(root)
-        if relative.parts[0] in UNTRACKED or "__pycache__" in relative.parts or path.is_dir():
-            return
-        is_write = any(mark in args[1] for mark in "wax+") if isinstance(args[1], str) else bool(args[2] & write_flags)
-        if relative.parts[0] == "stages" and relative.suffix == ".py" and not is_write:
-            return  # read as text, by inspect or a traceback: code counts when it runs
-        if not any(place == path or place in path.parents for place in (writable if is_write else readable)):
-            refuse(f"{'wrote' if is_write else 'read'} {relative}", "which dvc.yaml does not declare")
-
-    def refuse_module(loaded: Any) -> None:
-        path = Path(loaded.co_filename).absolute() if isinstance(loaded, CodeType) else root
-        if root / "stages" not in path.parents or loaded.co_name != "<module>" or path.name == "__init__.py":
-            return
-        if str(path.relative_to(root)) not in harness and not code & {path, *path.parents}:
-            way_out = "declare it there, or import what the stage declares (of a plug-in see its folder's __init__.py)"
-            refuse(f"imported {path.relative_to(root)}", f"which dvc.yaml does not declare: {way_out}")
 
     def refuse(fault: str, why: str) -> None:
         faults.add(fault)  # kept in case a library swallows the exception
         raise ProvenanceError(f"{declared.name} {fault}, {why}")
 
-    sys.addaudithook(hook)
+    deps = [root / path for path in declared.deps]
+    started = [Path(value["checkpoint"]).absolute() for value in values if _has_checkpoint(value)]
+    doors.Doors(
+        root=root,
+        readable=(*started, *deps, *(path.resolve() for path in deps)),
+        outs=tuple(root / path for path in declared.outs),
+        code=frozenset(deps),
+        harness=frozenset(_project_modules(root)),
+        refuse=refuse,
+    ).watch()
 
 
 def _project_modules(root: Path) -> set[str]:
@@ -164,15 +160,31 @@ def _project_modules(root: Path) -> set[str]:
 
 
 def _edited(declared: Declaration, root: Path) -> set[str]:
-    """Declared code that this process has loaded and that is not as it was when the process began."""
+    """Declared code that is not, or no longer, what this process has loaded."""
     code = {Path(path) for path in declared.deps}
-    loaded = [Path(path) for path in _project_modules(root)]
-    ours = [path for path in loaded if code & {path, *path.parents}]
-    return {path.as_posix() for path in ours if not path.is_file() or _sha256(path) != AT_START.get(root / path)}
+    ours = {path: sha256 for path, sha256 in LOADED.items() if root in path.parents}
+    ours = {path.relative_to(root): sha256 for path, sha256 in ours.items()}
+    return {
+        path.as_posix()
+        for path, sha256 in ours.items()
+        if code & {path, *path.parents} and (not path.is_file() or hashlib.sha256(path.read_bytes()).digest() != sha256)
+    }
 
 
-def _sha256(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+def recorded(declared: Declaration, values: dict[str, Any]) -> dict[str, Any]:
+    """What dvc.lock must say of a stage's inputs, as far as its own hashes are quick to tell.
+
+    Args:
+        declared: the stage's declaration.
+        values: as of `state`.
+    """
+    md5s = {path: lock.md5(Path(path)) for path in declared.deps if _is_small(Path(path))}
+    return {"deps": md5s, "params": {key: values[f"params.yaml:{key}"] for key in declared.keys}}
+
+
+def _is_small(path: Path) -> bool:
+    members = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return len(members) < MANY_FILES and all(file.is_file() and file.stat().st_size <= SMALL_BYTES for file in members)
 
 
 def run(module: str, argv: list[str]) -> None:
@@ -195,18 +207,40 @@ def run(module: str, argv: list[str]) -> None:
     os.environ[checkpoints.FINGERPRINT] = fingerprint
     os.environ[params.DECLARED] = " ".join(declared.keys)
     _watch(declared, before.values(), root, faults)
-    importlib.import_module(module).main(argv)
-    if faults:
-        raise ProvenanceError(f"{address} went outside its declaration in dvc.yaml: {', '.join(sorted(faults))}")
+    _to_its_end(module, argv, faults)
+    os.chdir(root)
+    record = recorded(declared, before)
     after = state(declared)
     changed = sorted({key for key in before if before[key] != after[key]} | _edited(declared, root))
-    if changed:
-        for out in declared.outs:
-            files.remove(Path(out))
-        raise ProvenanceError(
-            f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
-            "was removed. Run `make repro` again."
-        )
+    if not faults and not changed:
+        checkpoints.write(lock.RAN / f"{declared.name}.json", json.dumps(record).encode())
+        return
+    for out in declared.outs:
+        files.remove(Path(out))
+    if faults:
+        raise ProvenanceError(f"{address} went outside its declaration in dvc.yaml: {', '.join(sorted(faults))}")
+    raise ProvenanceError(
+        f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
+        "was removed. Run `make repro` again."
+    )
+
+
+def _to_its_end(module: str, argv: list[str], faults: set[str]) -> None:
+    """Run a stage, which must return: one that ends its process would pass by what follows."""
+    own, leave = os.getpid(), os._exit
+
+    def left(status: int) -> NoReturn:
+        if os.getpid() != own:  # a worker of its own, which ends so
+            leave(status)
+        faults.add("ended the process by os._exit")
+        raise ProvenanceError(f"{module} ended the process by os._exit: let main return")
+
+    os._exit = left
+    try:
+        importlib.import_module(module).main(argv)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def is_told(error: BaseException) -> bool:
@@ -219,6 +253,8 @@ def is_told(error: BaseException) -> bool:
 
 def main(argv: list[str]) -> None:
     """Run a stage; of what it refuses, the message is shown without the way that the program took to it."""
+    if not argv:
+        sys.exit("name a stage: python -m stages.pipeline.guard stages.<stage> --<cell> ...")
     try:
         run(argv[0], argv[1:])
     except (OSError, RuntimeError, ValueError) as error:

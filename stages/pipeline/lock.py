@@ -20,10 +20,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core import arguments, files, params
+from stages.learning import checkpoints
+from stages.pipeline import recovery
 from stages.pipeline.check import parse
 
 LOCK = Path("dvc.lock")
 CHOICE = Path("reports/choice.json")
+RAN = checkpoints.ROOT / "ran"  # what the guard saw of each stage that it let pass
 
 Entry = dict[str, Any]
 
@@ -41,11 +44,18 @@ def dvc(*words: str) -> str:
 
 
 def entries(lock: Path = LOCK) -> dict[str, Entry]:
-    """Stage name -> its entry in dvc.lock, or in another file of its form."""
+    """Stage name -> its entry in dvc.lock, or in another file of its form.
+
+    Raises:
+        FileNotFoundError: no such file.
+        LockFileError: it is not whole.
+    """
     if not lock.exists():
         raise FileNotFoundError(f"there is no {lock}: run `make repro`")
-    with lock.open(encoding="utf-8") as file:
-        return dict(YAML(typ="safe").load(file)["stages"])
+    content = lock.read_bytes()
+    if not recovery.is_whole(content):
+        raise recovery.broken(lock, content)
+    return dict(YAML(typ="safe").load(content)["stages"])
 
 
 def declared() -> list[str]:
@@ -84,9 +94,57 @@ def holds(folder: Entry, outs: list[Entry]) -> bool:
     if any(out["md5"].endswith(".dir") for out in outs):
         files_and_bytes = (sum(out.get("nfiles", 1) for out in outs), sum(out["size"] for out in outs))
         return files_and_bytes == (folder["nfiles"], folder["size"])
-    listed = [{"md5": out["md5"], "relpath": out["path"].removeprefix(f"{folder['path']}/")} for out in outs]
-    text = json.dumps(sorted(listed, key=lambda item: item["relpath"]), sort_keys=True)
-    return bool(folder["md5"] == hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir")
+    listed = {out["path"].removeprefix(f"{folder['path']}/"): out["md5"] for out in outs}
+    return bool(folder["md5"] == _folder_md5(listed))
+
+
+def _folder_md5(listed: dict[str, str]) -> str:
+    """DVC's hash of a folder, of relative path -> MD5 of its files."""
+    text = json.dumps([{"md5": md5, "relpath": path} for path, md5 in sorted(listed.items())])
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def md5(path: Path) -> str:
+    """What DVC records of a file, or of a folder of code."""
+    if path.is_dir():
+        members = [file for file in path.rglob("*") if file.is_file() and not _is_ignored(file)]
+        return _folder_md5({file.relative_to(path).as_posix(): md5(file) for file in members})
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _is_ignored(path: Path) -> bool:
+    """By `.dvcignore`."""
+    return "__pycache__" in path.parts or path.suffix in (".pyc", ".part") or path.name in (".DS_Store", ".gitignore")
+
+
+def forged(stage: str) -> list[str]:
+    """The inputs of a stage of which dvc.lock says otherwise than the guard, which saw it run."""
+    kept, entry = RAN / f"{stage}.json", entries().get(stage)
+    if entry is None or not kept.exists():
+        return []
+    ran = files.read_json(kept)
+    recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
+    given = entry.get("params", {}).get("params.yaml", {})
+    found = [path for path, md5 in ran["deps"].items() if recorded.get(path) != md5]
+    return found + [f"params.yaml:{key}" for key, value in ran["params"].items() if given.get(key) != value]
+
+
+def forget(stage: str, since: float) -> None:
+    """Take a stage out of dvc.lock, and out of DVC's cache of runs what was put there since.
+
+    Args:
+        stage: its name in dvc.lock.
+        since: seconds since the epoch.
+    """
+    from dvc.repo import Repo, lock_repo
+
+    repo = Repo()
+    with lock_repo(repo):
+        runs = Path(repo.stage_cache.cache_dir)
+        for run in runs.glob("*/*"):  # a folder of what such a run gave, each time that it ran
+            if any(path.stat().st_mtime >= since for path in run.iterdir()):
+                files.remove(run)
+        _drop([stage])
 
 
 def status_faults(status: dict[str, list[Any]], made: dict[str, tuple[str, str]]) -> list[str]:
@@ -167,10 +225,8 @@ def _drop(names: list[str]) -> None:
         content = yaml.load(file)
     for name in names:
         del content["stages"][name]
-    temporary = files.temporary_name(LOCK)
-    with temporary.open("w", encoding="utf-8") as file:
+    with files.whole(LOCK) as made, made.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
-    temporary.replace(LOCK)
 
 
 def trace(target: str) -> list[str]:

@@ -23,6 +23,7 @@ LOCK = Path("dvc.lock")
 KEPT = checkpoints.ROOT / "dvc.lock"
 RUNNING = Path(".dvc/tmp/rwlock")
 GUARD = "stages.pipeline.guard"
+CONFLICT = b"<<<<<<<"
 GRACE_S = 10  # for a process that was asked to end
 
 
@@ -39,6 +40,18 @@ def is_whole(content: bytes) -> bool:
     return isinstance(values, dict) and isinstance(values.get("stages"), dict)
 
 
+def broken(lock: Path, content: bytes) -> LockFileError:
+    """The error of a lock file that is not whole."""
+    if CONFLICT in content:
+        return LockFileError(
+            f"{lock} holds the conflicts of a merge: take one side (`git checkout --ours {lock}`) and run again, "
+            "which runs what differs"
+        )
+    return LockFileError(
+        f"{lock} is cut off: `git checkout {lock}` brings the committed one back; without it all stages run"
+    )
+
+
 def keep() -> None:
     """Keep dvc.lock as it is now, if it is there and whole: another process may just be writing it."""
     if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and is_whole(content):
@@ -53,15 +66,8 @@ def mend() -> list[str]:
     """
     done = []
     if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and not is_whole(content):
-        if b"<<<<<<<" in content:
-            raise LockFileError(
-                f"{LOCK} holds the conflicts of a merge: take one side (`git checkout --ours {LOCK}`) and run again, "
-                "which runs what differs"
-            )
-        if not KEPT.exists():
-            raise LockFileError(
-                f"{LOCK} is cut off: `git checkout {LOCK}` brings the committed one back; without it all stages run"
-            )
+        if CONFLICT in content or not KEPT.exists():
+            raise broken(LOCK, content)
         checkpoints.write(LOCK, KEPT.read_bytes())
         done.append(f"{LOCK} was cut off by a kill: the last whole one is back, what ran after it runs again")
     if RUNNING.exists() and not _is_json(RUNNING):

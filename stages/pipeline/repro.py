@@ -19,7 +19,7 @@ import networkx as nx
 from tqdm import tqdm
 
 from stages.core import arguments, params
-from stages.pipeline import check, recovery
+from stages.pipeline import check, lock, recovery
 
 RAN = "Running stage"  # how DVC says that it ran a command
 TAIL_LINES = 40  # shown of a failed stage
@@ -62,21 +62,20 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
                 ready = [stage for stage, before in waiting.items() if before == 0] if not failed else []
                 for stage in ready[: lanes - len(running)]:
                     del waiting[stage]
-                    running[stage] = _start(stage, _log(logs, stage)), time.monotonic()
+                    running[stage] = _start(stage, _log(logs, stage)), time.time()
                     bar.set_postfix_str(", ".join(running))
                 time.sleep(POLL_S)
                 for stage, (process, start) in list(running.items()):
                     if process.poll() is None:
                         continue
                     del running[stage]
-                    recovery.keep()
                     said = _log(logs, stage).read_text(encoding="utf-8", errors="replace")
-                    if process.returncode:
-                        tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
-                        bar.write(f"{tail}\n{stage} failed", file=sys.stderr)
+                    if fault := _fault(stage, process, said, start):
+                        bar.write(fault, file=sys.stderr)
                         failed = subprocess.CalledProcessError(process.returncode, process.args)
                         continue
-                    result = f"ran, {time.monotonic() - start:.0f} s" if RAN in said else "did not change"
+                    result = f"ran, {time.time() - start:.0f} s" if RAN in said else "did not change"
+                    recovery.keep()
                     bar.write(f"{stage}: {result}", file=sys.stdout)
                     bar.update()
                     for after in graph.successors(stage):
@@ -85,6 +84,20 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
             recovery.end(process for process, _ in running.values())
     if failed:
         raise failed
+
+
+def _fault(stage: str, process: subprocess.Popen[bytes], said: str, start: float) -> str:
+    """What to say of a stage that failed, or of which DVC recorded what did not run; nothing of others."""
+    if process.returncode:
+        tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
+        return f"{tail}\n{stage} failed"
+    if RAN not in said or not (edited := lock.forged(stage)):
+        return ""
+    lock.forget(stage, start)
+    return (
+        f"{', '.join(edited)} changed as {stage} ended: DVC recorded what had not run, which is forgotten again. Run "
+        "`make repro` again."
+    )
 
 
 def _start(stage: str, log: Path) -> subprocess.Popen[bytes]:
