@@ -14,6 +14,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.core import params
 from stages.pipeline.preset import merged_text
 
 FILES = ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore")
@@ -34,9 +35,9 @@ def declared(folder: Path) -> dict[str, tuple[str, wiring.Wiring]]:
 
 def differences(folder: Path) -> list[str]:
     """Every difference between code and dvc.yaml, prefixed by its cell."""
-    found = []
+    found, values = [], params.read(folder / "params.yaml")
     for name, (cmd, given) in declared(folder).items():
-        module, args = wiring.command(cmd)
+        module, args = wiring.command(cmd, values)
         found += [f"{name}: {difference}" for difference in wiring.expected(module, args).differences(given)]
     return found
 

@@ -11,6 +11,9 @@ it declares. This wrapper, for a stage that DVC runs,
 3. checks all of params.yaml, and lets the stage read just the params that it declares.
 
 A failing command makes DVC record nothing. Outside DVC the stage runs without these checks.
+
+A word `@<key>` of a command stands for that key's value in params.yaml: a path is any text, which must not reach the
+shell that DVC hands commands to.
 """
 
 import hashlib
@@ -37,6 +40,9 @@ SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and 
 MANY_FILES = 1000  # and so are all files of a folder with this many
 UNTRACKED = {".dvc", ".git", ".venv", ".ckpt", ".live", "params.yaml", "dvc.yaml", "dvc.lock"}
 UNTRACKED |= {".dvcignore", ".gitignore"}  # which DVCLive reads, through DVC
+
+
+OF_PARAMS = "@"  # begins a word that stands for a key's value
 
 
 class ProvenanceError(RuntimeError):
@@ -209,6 +215,16 @@ def run(module: str, argv: list[str]) -> None:
         )
 
 
+def filled(words: list[str], values: Any) -> list[str]:
+    """The words of a command, with the values that they stand for.
+
+    Args:
+        words: those that begin with `@` name a key.
+        values: of params.yaml.
+    """
+    return [str(params.pick(values, word[1:])) if word.startswith(OF_PARAMS) else word for word in words]
+
+
 def is_told(error: BaseException) -> bool:
     """Whether a `raise` of the project made an error, so that its message says what to do."""
     if type(error).__module__.startswith("stages."):  # though it may come out of a worker process
@@ -220,7 +236,8 @@ def is_told(error: BaseException) -> bool:
 def main(argv: list[str]) -> None:
     """Run a stage; of what it refuses, the message is shown without the way that the program took to it."""
     try:
-        run(argv[0], argv[1:])
+        words = argv[1:]
+        run(argv[0], filled(words, params.read()) if any(word.startswith(OF_PARAMS) for word in words) else words)
     except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("TRACEBACK") or not is_told(error):
             raise
