@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import owners
 import pytest
+from dvc.config import Config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -439,6 +441,16 @@ def test_the_command_prints_the_whole_and_without_a_preset_params_yaml(
     assert capsys.readouterr().out == preset.merged_text(Path("presets/one.yaml"), datasets="padchest")
     with pytest.raises(SystemExit, match="name a preset"):
         call(monkeypatch, "", "--print", "--datasets=padchest")
+
+
+def test_the_cache_of_a_checkout_of_any_name_is_found(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path_factory.mktemp("my 'own' #1") / "checkout"
+    shutil.copytree(checkout, odd)
+    monkeypatch.setattr(preset, "tracked", lambda _: [])
+    preset.export(odd / "presets/one.yaml", odd / "runs/one", repository=odd)
+    assert Config(odd / "runs/one/.dvc")["cache"]["dir"] == str(odd / ".dvc/cache")
 
 
 def test_a_preset_from_elsewhere_runs_in_the_folder_of_its_name(

@@ -242,7 +242,8 @@ def export(
             place.write_bytes(content)
     (target / ".dvc").mkdir(parents=True, exist_ok=True)
     (target / "params.yaml").write_text(text, encoding="utf-8")
-    (target / ".dvc/config").write_text(CONFIG.format(cache=source / ".dvc/cache"), encoding="utf-8")
+    cache = os.path.relpath(source / ".dvc/cache", (target / ".dvc").resolve())  # absolute, it may have a # or a quote
+    (target / ".dvc/config").write_text(CONFIG.format(cache=cache), encoding="utf-8")
     (target / "reports").mkdir(exist_ok=True)
 
 
