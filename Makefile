@@ -14,7 +14,7 @@ export PYTHONPATH := $(CURDIR)
 # The name carries both lock files' checksums: times say nothing after a clone, a linked .venv or a change of branch.
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock requirements-cuda.lock | cksum))
 # For commands that take PRESET=<name>: they run in the folder of its run
-IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.yaml}"; \
+IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
   [[ "$$run" =~ ^runs/[A-Za-z0-9_-]+$$ && -d "$$run" ]] || { \
   echo "there is no run of $$PRESET ($$run): make run PRESET=$$PRESET"; exit 1; }; cd "$$run" &&)
 # DATASETS that is given empty is a mistake, and handed on

@@ -210,7 +210,9 @@ def test_no_preset_leads_a_command_out_of_runs(checkout: Path, preset: str) -> N
 
 def test_a_preset_by_its_path_names_the_same_run(checkout: Path) -> None:
     (checkout / "runs/my-own_1").mkdir(parents=True)
-    assert make(checkout, "prune", "PRESET=/else where/my-own_1.yaml")[1] == ["my-own_1: -m stages.pipeline.lock prune"]
+    for ending in ("yaml", "yml"):
+        called = make(checkout, "prune", f"PRESET=/else where/my-own_1.{ending}")[1]
+        assert called == ["my-own_1: -m stages.pipeline.lock prune"]
 
 
 def test_git_ignores_a_linked_venv_and_drawn_plots(tmp_path: Path) -> None:

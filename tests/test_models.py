@@ -141,6 +141,12 @@ FORMS: dict[str, Callable[[Weights], Any]] = {
     "without counters, of torch < 0.4.1": lambda given: {
         name: value for name, value in given.items() if "num_batches_tracked" not in name
     },
+    "averaged by torch": lambda given: prefixed("module.")(given) | {"n_averaged": torch.tensor(7)},
+    "layers compiled one by one": lambda given: {
+        name.replace("layer1.", "layer1._orig_mod."): value for name, value in given.items()
+    },
+    "DataParallel within": lambda given: {name.replace("conv1.", "conv1.module."): v for name, v in given.items()},
+    "with operations counted": lambda given: given | {"layer1.0.total_ops": torch.zeros(1)},
     "parameters": lambda given: {name: torch.nn.Parameter(v, requires_grad=False) for name, v in given.items()},
     "double precision": lambda given: {name: v.double() if v.is_floating_point() else v for name, v in given.items()},
     "under one loss beside it": lambda given: prefixed("model.")(given) | {"criterion.pos_weight": torch.ones(14)},
@@ -287,6 +293,7 @@ def without_values(given: Weights) -> Any:
         (lambda given: given | {"epoch": 3}, "1 values that are no tensors by name .epoch."),
         (lambda given: given | {"fc.bias": [0.0] * 14}, "1 values that are no tensors by name .fc.bias."),
         (lambda given: dict(enumerate(given.values())), "values that are no tensors by name .0, 1"),
+        (lambda given: given | {f"module.{name}": v for name, v in given.items()}, "a tensor under several names"),
         (lambda given: {"student": given, "teacher": given}, "several sets of weights .student, teacher."),
         (lambda given: prefixed("student.")(given) | prefixed("teacher.")(given), "several sets of weights .names beg"),
         (lambda given: given | {"conv1.0.weight": given["conv1.0.weight"] * torch.nan}, "NaN .* tensors .conv1.0.wei"),

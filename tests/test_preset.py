@@ -465,6 +465,15 @@ def test_a_preset_from_elsewhere_runs_in_the_folder_of_its_name(
     assert params.read(checkout / "runs/mine/params.yaml")["title"] == "Mine"
 
 
+def test_a_run_that_is_a_link_elsewhere_is_refused(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "runs").mkdir()
+    (checkout / "other").mkdir()
+    (checkout / "runs/one").symlink_to(checkout / "other")
+    with pytest.raises(SystemExit, match="runs/one is a link, and a run lies in runs/"):
+        call(monkeypatch, "one")
+    assert not [*(checkout / "other").iterdir()]
+
+
 def test_a_faulty_preset_stops_before_anything_is_laid_out(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(checkout / "presets", "titel: One\n", "one.yaml")
     with pytest.raises(SystemExit, match=r"presets/one.yaml(.|\n)*titel: unknown key"):

@@ -29,6 +29,8 @@ Weights = dict[str, Tensor]
 # Entries that hold the weights of what trainers save, the averaged ones first, as timm takes them.
 WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "module")
 COUNTER = "num_batches_tracked"  # of batch norm; files of torch < 0.4.1 lack it, and no result depends on it
+# Parts that DataParallel, torch.compile, FSDP and activation checkpoints put into names, at any depth.
+WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # `norm.1` of torch < 0.4 is `norm1`
 NUMBER = re.compile(r"\d+")
 SHOWN = 8  # names in a message
@@ -176,9 +178,11 @@ def _unwrapped(held: Any, path: Path) -> tuple[Weights, list[str]]:
         raise CheckpointError(f"{path} holds no tensors: {ALONE}")
     if odd := [str(name) for name, value in held.items() if not isinstance(name, str) or not isinstance(value, Tensor)]:
         raise CheckpointError(f"{path} has {len(odd)} values that are no tensors by name ({_listed(odd)}): {ALONE}")
-    given = {OLD_DENSENET.sub(r"\1\2.", name): value for name, value in held.items()}
+    given = {OLD_DENSENET.sub(r"\1\2.", WRAPPED.sub("", name)): value for name, value in held.items()}
     if len(given) < len(held):
-        raise CheckpointError(f"{path} names tensors twice, as torch < 0.4 does and as it does since: {ALONE}")
+        raise CheckpointError(
+            f"{path} holds a tensor under several names, with and without `module.` or the like: {ALONE}"
+        )
     return given, notes
 
 
@@ -215,15 +219,15 @@ def _prefix(given: Weights, body: list[str], path: Path) -> str | None:
 def _by_name(given: Weights, own: Weights, heads: list[str], path: Path, prefix: str) -> tuple[Weights, list[str]]:
     """The model's tensors among a file's, and what is to be said of the others.
 
-    What stands outside the prefix, in the classifier's place, or, where the model's classifier lacks, beside all of
-    the model's parts, is left out; anything else that the model has not, a longer network has.
+    What is a single number, or stands outside the prefix, in the classifier's place or, where the model's classifier
+    lacks, beside all of the model's parts, is left out; what else the model has not, a longer network has.
 
     Raises:
         CheckpointError: some lack, or the file's network has more.
     """
     inside = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
     found = {name: value for name, value in inside.items() if name in own}
-    others = [name for name in inside if name not in own and not _is_of(name, heads)]
+    others = [name for name, v in inside.items() if name not in own and not _is_of(name, heads) and v.numel() > 1]
     parts = {name.partition(".")[0] for name in own}
     lacks_head = not any(_is_of(name, heads) for name in found)
     wrong = [name for name in _body(own, heads) if name not in found]

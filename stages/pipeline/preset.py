@@ -274,6 +274,18 @@ def found(name: str) -> Path:
     return preset
 
 
+def place(preset: Path) -> Path:
+    """The folder of a preset's run.
+
+    Raises:
+        ValueError: it is a link, which could lead into another checkout.
+    """
+    target = Path("runs") / preset.stem
+    if target.is_symlink():
+        raise ValueError(f"{target} is a link, and a run lies in runs/: remove it, or link runs/ as a whole")
+    return target
+
+
 def main() -> None:
     """Parse, then print, or lay out and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -289,7 +301,7 @@ def main() -> None:
             print(as_it_is if is_whole else merged_text(found(args.preset), datasets=args.datasets), end="")
             return
         preset = found(args.preset)
-        target = Path("runs") / preset.stem
+        target = place(preset)
         export(preset, target, args.root or None, datasets=args.datasets)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
