@@ -1,16 +1,24 @@
 # `make repro` and `make test` need nothing but Python 3.11 or newer, make and git: each sets up .venv first.
 SHELL := /bin/bash
-PYTHON ?= $(or $(shell command -v python3.11),python3)
-# Where pip finds torch, e.g. PyTorch's own index of CPU builds (see pytorch.org): make setup TORCH_INDEX=<address>
-TORCH_INDEX ?=
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(or $(shell command -v python3.11),python3)
+endif
+# What is named on the command line is text and may hold anything: make does not expand it (a `$` is a `$`), and recipes
+# get it by the environment, where they quote it. TORCH_INDEX: where pip finds torch, e.g. PyTorch's own index of CPU
+# builds (see pytorch.org).
+GIVEN := DATASET DATASETS FILE LANES ONLY PRESET PYTHON ROOT STUDY TORCH_INDEX URL
+$(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),\
+  $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
+export PATH := $(CURDIR)/.venv/bin:$(value PATH)
 export PYTHONPATH := $(CURDIR)
 # The name carries both lock files' checksums: times say nothing after a clone, a linked .venv or a change of branch.
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock requirements-cuda.lock | cksum))
 # For commands that take PRESET=<name>: they run in the folder of its run
-RUN = runs/$(basename $(notdir $(PRESET)))
-IN_RUN = $(if $(PRESET),test -d "$(RUN)" || { \
-  echo "there is no run of $(PRESET) ($(RUN)): make run PRESET=$(PRESET)"; exit 1; }; cd "$(RUN)" &&)
+IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
+  [[ "$$run" =~ ^runs/[A-Za-z0-9_-]+$$ && -d "$$run" ]] || { \
+  echo "there is no run of $$PRESET ($$run): make run PRESET=$$PRESET"; exit 1; }; cd "$$run" &&)
+# DATASETS that is given empty is a mistake, and handed on
+PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
 .PHONY: help setup repro test test-slow lint fetch run params audit prune readme parity bench trials maps
 .DEFAULT_GOAL := help
@@ -21,15 +29,15 @@ help:  ## this list
 setup: $(STAMP)  ## install the pinned packages into .venv; a second call installs nothing
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed: make $(or $(MAKECMDGOALS),setup) PYTHON=<path>"; exit 1; }
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  -r requirements.lock -c requirements-cuda.lock
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed: make setup PYTHON=<path>"; exit 1; }
+	@test -x .venv/bin/python || "$$PYTHON" -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $${TORCH_INDEX:+--extra-index-url "$$TORCH_INDEX"} -r requirements.lock -c requirements-cuda.lock
 	@rm -f .venv/.installed-* && touch $@
 
 repro: setup  ## run the pipeline: whatever changed, and what follows from it (LANES=<stages at a time>)
-	@python -m stages.pipeline.repro $(if $(LANES),--lanes $(LANES))
+	@python -m stages.pipeline.repro $${LANES:+--lanes "$$LANES"}
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
@@ -44,16 +52,16 @@ lint: setup  ## ruff and mypy
 	@mypy
 
 fetch: setup  ## what a data set's owner ships: make fetch DATASET=chestxray14 ROOT=<folder> [URL=<address>]
-	@python -m stages.pipeline.fetch --dataset "$(DATASET)" --root "$(ROOT)" --url "$(URL)"
+	@python -m stages.pipeline.fetch --dataset="$$DATASET" --root="$$ROOT" --url="$$URL"
 
-run: setup  ## a preset in runs/: make run PRESET=nih_sample ROOT=<folder> (or PRESET=<path of a file of your own>)
-	@python -m stages.pipeline.preset "$(PRESET)" --root "$(ROOT)"
+run: setup  ## a preset in runs/: make run PRESET=<name, or path of yours> [ROOT=<folder>] [DATASETS=<name>,<name>]
+	@$(PRESETS) --root="$$ROOT" -- "$$PRESET"
 
 params: setup  ## print params.yaml, or with PRESET=... the whole that the preset runs with
-	@python -m stages.pipeline.preset "$(PRESET)" --print
+	@$(PRESETS) --print -- "$$PRESET"
 
 audit: setup  ## does dvc.lock belong to this checkout; FILE=...: what a file was made from (PRESET=... for a run's)
-	@$(IN_RUN) python -m stages.pipeline.lock $(if $(FILE),trace "$(FILE)",check)
+	@$(IN_RUN) python -m stages.pipeline.lock $(if $(FILE),trace "$$FILE",check)
 
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
 	@$(IN_RUN) python -m stages.pipeline.lock prune
@@ -62,10 +70,10 @@ readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme
 
 bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
-	@python -m benchmarks $(if $(ONLY),--only $(ONLY))
+	@python -m benchmarks $${ONLY:+--only="$$ONLY"}
 
 trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)
-	@$(IN_RUN) python -m benchmarks.trials $(or $(STUDY),drawn) --into $(CURDIR)/reports/choices
+	@$(IN_RUN) python -m benchmarks.trials --into "$$PYTHONPATH/reports/choices" -- "$${STUDY:-drawn}"
 
 maps: setup  ## which layer class maps should come from, on boxes of validation films (after make repro)
 	@$(IN_RUN) python -m benchmarks.maps

@@ -131,6 +131,90 @@ def test_make_hands_lanes_on_so_that_zero_is_refused(checkout: Path) -> None:
     assert f"{checkout.name}: -m stages.pipeline.repro --lanes 0" in make(checkout, "repro", "LANES=0")[1]
 
 
+TEXTS = [
+    "chest films",
+    'lab\'s "films"',
+    "films #2",
+    "a: b",
+    "(1)",
+    "$HOME x",
+    "${HOME} $(touch hit) `touch hit`",
+    "x; touch hit & touch hit | touch hit > hit",
+    "*",
+    "$$ %s \\n \\",
+    "--help",
+    "röntgen",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "PRESET={}", "ROOT={}", "DATASETS={}"], "stages.pipeline.preset --datasets={} --root={} -- {}"),
+        (["params", "PRESET={}"], "stages.pipeline.preset --print -- {}"),
+        (["fetch", "DATASET={}", "ROOT={}", "URL={}"], "stages.pipeline.fetch --dataset={} --root={} --url={}"),
+        (["audit", "FILE={}"], "stages.pipeline.lock trace {}"),
+        (["repro", "LANES={}"], "stages.pipeline.repro --lanes {}"),
+        (["bench", "ONLY={}"], "benchmarks --only={}"),
+        (["trials", "STUDY={}"], "benchmarks.trials --into CHECKOUT/reports/choices -- {}"),
+    ],
+)
+def test_what_is_given_to_make_comes_as_it_is_and_no_shell_reads_it(
+    checkout: Path, text: str, words: list[str], expected: str
+) -> None:
+    words = [word.format(text) if "=" in word else word for word in words]
+    wanted = [word.replace("CHECKOUT", str(checkout)).format(text) for word in expected.split(" ")]
+    assert arguments(checkout, *words) == ["-m", *wanted]
+    named = [word.partition("=") for word in words[1:]]
+    assert arguments(checkout, words[0], **{name: value for name, _, value in named}) == ["-m", *wanted]
+    assert not (checkout / "hit").exists()
+
+
+def arguments(folder: Path, *words: str, **environment: str) -> list[str]:
+    """The arguments of the one call of python that make makes."""
+    python = folder / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >> {folder}/arguments\n')
+    (folder / "arguments").unlink(missing_ok=True)
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    words = ("make", f"PYTHON={sys.executable}", *words)
+    subprocess.run(words, cwd=folder, env=rest | environment, capture_output=True, check=True)
+    return (folder / "arguments").read_text().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text != "--help"])
+def test_an_index_for_torch_is_one_word_for_pip(checkout: Path, text: str) -> None:
+    (checkout / "requirements.lock").write_text("# changed\n")
+    called = arguments(checkout, "setup", f"TORCH_INDEX={text}")
+    assert called[called.index("--extra-index-url") + 1 :] == [
+        text, "-r", "requirements.lock", "-c", "requirements-cuda.lock"
+    ]  # fmt: skip
+    assert not (checkout / "hit").exists()
+
+
+def test_data_sets_that_are_not_given_are_not_handed_on_and_empty_ones_are(checkout: Path) -> None:
+    assert arguments(checkout, "run", "PRESET=paper") == ["-m", "stages.pipeline.preset", "--root=", "--", "paper"]
+    assert "--datasets=" in arguments(checkout, "run", "PRESET=paper", "DATASETS=")
+
+
+@pytest.mark.parametrize("preset", ["..", ".", "a/", "/", "../params", "$(touch hit)", "smoke x", "runs/..", "*"])
+def test_no_preset_leads_a_command_out_of_runs(checkout: Path, preset: str) -> None:
+    (checkout / "runs/smoke").mkdir(parents=True)
+    (checkout / "params").mkdir()
+    status, calls, said = make(checkout, "prune", f"PRESET={preset}")
+    assert (status != 0, calls) == (True, [])
+    assert f"there is no run of {preset} (runs/" in said
+    assert not (checkout / "hit").exists()
+
+
+def test_a_preset_by_its_path_names_the_same_run(checkout: Path) -> None:
+    (checkout / "runs/my-own_1").mkdir(parents=True)
+    for ending in ("yaml", "yml"):
+        called = make(checkout, "prune", f"PRESET=/else where/my-own_1.{ending}")[1]
+        assert called == ["my-own_1: -m stages.pipeline.lock prune"]
+
+
 def test_git_ignores_a_linked_venv_and_drawn_plots(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     shutil.copy(REPOSITORY / ".gitignore", tmp_path)

@@ -177,9 +177,15 @@ def test_a_source_term_is_escaped(project: Path) -> None:
     labels = files.read_json(path)
     labels["terms"]["<odd> term"] = {"count": 3, "findings": [], "rule": None, "unmapped": True}
     files.write_json(labels, path)
-    html, _ = run(project)
+    labels["terms"]["a|b\n| `c` [d](e)"] = {"count": 2, "findings": [], "rule": None, "unmapped": True}
+    labels["left_out"]["view <L|L>\n\n# x"] = 2
+    files.write_json(labels, path)
+    html, markdown = run(project)
     assert "&lt;odd&gt; term" in html
     assert "<odd>" not in html
+    assert r"| \<odd> term | 3 | unmapped |" in markdown
+    assert r"| a\|b \| \`c\` \[d](e) | 2 | unmapped |" in markdown
+    assert r"2 view \<L\|L> # x" in markdown
 
 
 def test_the_page_says_whether_films_are_drawn(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +194,13 @@ def test_the_page_says_whether_films_are_drawn(project: Path, monkeypatch: pytes
     assert not any("Simulated" in page for page in run(project))
     load(monkeypatch, drawn=list(SPLITS)[1:])
     assert all(f"({', '.join(list(SPLITS)[1:])})" in page for page in run(project))
+
+
+def test_a_title_is_one_line_of_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, title="a | <b>\n# `c`")
+    html, markdown = run(project)
+    assert markdown.lstrip().startswith(r"# Labels and films: a \| \<b> # \`c\`")
+    assert "<b>" not in html
 
 
 def test_same_inputs_give_same_bytes_and_other_inputs_do_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -388,6 +389,14 @@ def test_files_that_their_owner_hands_out_are_listed_with_size_and_where_to_ask(
     assert "or, alone: CheXpert-v1.0-small.zip, about 100kB" in told
     assert "registration with Stanford AIMI" in told
     assert "make fetch DATASET=chexpert" in told
+
+
+def test_the_command_that_is_told_can_be_typed_whatever_the_root() -> None:
+    root = "/x/lab's $HOME films"
+    told = fetch.absent(Path(root), [], {}, "chexpert", chexpert.ACCESS)
+    typed = re.search(r"make fetch .*?(?= \(of)", told)
+    assert typed
+    assert f"ROOT={root}" in shlex.split(typed[0])
 
 
 def test_the_small_release_alone_is_enough(run: Callable[..., Path], tmp_path: Path, server: Server) -> None:

@@ -107,6 +107,32 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
             lambda v: v["datasets"]["padchest"].update(root="/data"),
             "padchest.root: must be data/phantom/padchest, .* got '/data'",
         ),
+        (
+            lambda v: (v["phantoms"].pop("chexpert"), v["datasets"]["chexpert"].update(root="/a\nb; rm -r /")),
+            r"datasets.chexpert.root: must be a path, and has a line break .*, got '/a\\nb; rm -r /': rename",
+        ),
+        (
+            lambda v: (v["phantoms"].pop("chexpert"), v["datasets"]["chexpert"].update(root="s3://films")),
+            "datasets.chexpert.root: must be a path, and has an address: fetch the files first, got 's3://films'",
+        ),
+        (
+            lambda v: v["datasets"]["chexpert"].update(root=" "),
+            "datasets.chexpert.root: must be a path, and has nothing",
+        ),
+        (
+            lambda v: v["datasets"]["chexpert"].update(root="-x"),
+            "datasets.chexpert.root: .* has a dash at its beginning",
+        ),
+        (lambda v: v["datasets"]["chexpert"].update(films="../x.csv"), "datasets.chexpert.films: .* a file below root"),
+        (lambda v: v["datasets"]["chexpert"].update(films="/x.csv"), "datasets.chexpert.films: .* a file below root"),
+        (
+            lambda v: v["students"]["eeea_net_c2"].update(checkpoint="a\x00b", checkpoint_sha256="0" * 64),
+            "students.eeea_net_c2.checkpoint: must be a path, and has a line break or another control character",
+        ),
+        (lambda v: v.update(choice="../drawn"), "choice: must be the name of a file in reports/choices, .*'../drawn'"),
+        (lambda v: v["cohorts"].update({"a;b": {"datasets": ["chexpert"]}}), "cohorts.a;b: names match"),
+        (lambda v: v["headline"].update(cohort="$(x)"), "headline.cohort: must be one of the keys of cohorts"),
+        (lambda v: v["explain"].update(explainer="x; y"), "explain.explainer: must be one of the files in"),
         (lambda v: v["train"]["teacher"].update(steps=2), "evaluations must not exceed steps, got 8 > 2"),
         (lambda v: v["policies"]["chexpert"]["blank"].update(default="smoothed"), "policies.chexpert.blank.default"),
         (lambda v: v["students"].update(precomputed=NET), "students.precomputed: must be a net, got one of kind table"),

@@ -1,16 +1,23 @@
 """A preset says what differs from params.yaml; the whole holds, keeps its comments, and takes the user's folder."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import owners
 import pytest
+from dvc.config import Config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.core import params
-from stages.pipeline import comments, preset
+from stages.pipeline import check, comments, preset
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "params.yaml"
@@ -248,6 +255,143 @@ def test_a_folder_of_any_name_comes_as_it_is_into_the_params_of_the_run(tmp_path
     assert "# share of train_val patients that validate" in (tmp_path / "run/params.yaml").read_text()
 
 
+FREE = ("title", "datasets.chestxray14.root", "datasets.chestxray14.split", "datasets.chestxray14.val_fraction")
+
+
+def test_chestxray14_is_the_papers_set_up_but_for_folder_split_and_title() -> None:
+    alone = preset.merged(ROOT / "presets/chestxray14.yaml", BASE)
+    paper = preset.of_datasets(preset.merged(ROOT / "presets/paper.yaml", BASE), "chestxray14")
+    one, other = dict(leaves(alone)), dict(leaves(paper))
+    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == set(FREE)
+    assert (alone["datasets"]["chestxray14"]["split"], alone["datasets"]["chestxray14"]["films"]) == ("official", None)
+    assert (alone["ingest"]["size_px"], alone["assemble"]["max_rows_without_image"]) == (224, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("names", "cohorts", "headline"),
+    [
+        ("chestxray14", {"chestxray14": ["chestxray14"]}, "chestxray14"),
+        ("padchest", {"padchest": ["padchest"]}, "padchest"),
+        (
+            "chexpert, chestxray14",
+            {
+                "joint": ["chestxray14", "chexpert"],
+                "chestxray14": ["chestxray14"],
+                "chexpert": ["chexpert"],
+            },
+            "joint",
+        ),
+        (
+            "chestxray14,chexpert,padchest",
+            {
+                "joint": ["chestxray14", "chexpert", "padchest"],
+                "chestxray14": ["chestxray14"],
+                "chexpert": ["chexpert"],
+                "padchest": ["padchest"],
+            },
+            "joint",
+        ),
+    ],
+)
+def test_the_paper_runs_with_the_data_sets_that_are_named(names: str, cohorts: Any, headline: str) -> None:
+    whole = preset.merged(ROOT / "presets/paper.yaml", BASE)
+    found = preset.of_datasets(whole, names)
+    wanted = [name for name in whole["datasets"] if name in names]
+    assert [*found["datasets"]] == [*found["policies"]] == wanted
+    assert {name: cohort["datasets"] for name, cohort in found["cohorts"].items()} == cohorts
+    assert found["headline"] == whole["headline"] | {"cohort": headline}
+    assert found["phantoms"] == {}
+    rest = ("datasets", "policies", "cohorts", "headline")
+    assert {key: found[key] for key in whole if key not in rest} == {k: whole[k] for k in whole if k not in rest}
+    assert check.parse(found).headline.cohort == headline
+
+
+def test_a_joint_cohort_of_one_data_set_is_that_data_sets_own(tmp_path: Path) -> None:
+    text = "rates: {paper: {per_cohort: {joint: 0.2}}}\n"
+    found = preset.of_datasets(preset.merged(written(tmp_path, text), BASE), "chexpert")
+    assert found["cohorts"] == {"chexpert": {"datasets": ["chexpert"]}}
+    assert found["headline"]["cohort"] == "chexpert"
+    assert found["rates"]["paper"]["per_cohort"] == {}
+    assert [*found["phantoms"]] == ["chexpert"]
+    check.parse(found)
+
+
+def test_cohorts_that_become_one_are_trained_once(tmp_path: Path) -> None:
+    text = "cohorts:\n  two: {datasets: [chexpert, padchest]}\nheadline: {cohort: joint}\n"
+    found = preset.of_datasets(preset.merged(written(tmp_path, text), BASE), "padchest,chexpert")
+    assert found["cohorts"] == {"two": {"datasets": ["chexpert", "padchest"]}}
+    assert found["headline"]["cohort"] == "two"
+    check.parse(found)
+
+
+@pytest.mark.parametrize("names", ["", ",", "chexpert,", "nih", "chexpert,chexpert", "chexpert chestxray14", "$HOME"])
+def test_a_data_set_that_is_unknown_empty_or_there_twice_is_refused(names: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"must be one or more of chestxray14, chexpert, padchest, each once.*got"
+    ) as caught:
+        preset.of_datasets(preset.merged(ROOT / "presets/paper.yaml", BASE), names)
+    assert repr(names) in str(caught.value)
+
+
+def test_no_cohort_of_the_named_data_sets_is_nothing_to_train_on(tmp_path: Path) -> None:
+    text = "drop: [cohorts.joint]\ncohorts: {nih: {datasets: [chestxray14]}}\nheadline: {cohort: nih}\n"
+    with pytest.raises(ValueError, match="DATASETS=padchest leaves nothing to train on"):
+        preset.of_datasets(preset.merged(written(tmp_path, text), BASE), "padchest")
+
+
+def test_a_run_of_some_data_sets_needs_their_folders_alone(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    (films / "chexpert").mkdir(parents=True)
+    paper = ROOT / "presets/paper.yaml"
+    with pytest.raises(FileNotFoundError, match=r"no folder of chestxray14 .*, padchest .*: DATASETS=chexpert$"):
+        preset.export(paper, tmp_path / "run", str(films), ROOT)
+    assert not (tmp_path / "run").exists()
+    preset.export(paper, tmp_path / "run", str(films), ROOT, datasets="chexpert")
+    found = params.read(tmp_path / "run/params.yaml")
+    assert found["datasets"]["chexpert"]["root"] == f"{films}/chexpert"
+    with pytest.raises(FileNotFoundError, match=r"no folder of padchest \(.*/padchest\): put the files there$"):
+        preset.export(paper, tmp_path / "run", str(films), ROOT, datasets="padchest")
+
+
+NASTY = "a b'c\"d $HOME ${HOME} $(touch hit)`touch hit`;touch hit;&|<> #: (1) *?[x]{y} %~=@! ü '"
+
+
+def test_a_root_of_any_text_reaches_its_stage_and_no_shell(tmp_path: Path) -> None:
+    root = owners.nih(tmp_path / NASTY, owners.nih_rows(6))
+    run = tmp_path / "a run #1; touch hit"
+    preset.export(ROOT / "presets/nih_sample.yaml", run, str(root), ROOT)
+    environment = os.environ | {"PYTHONPATH": ".", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for words in (["repro", "--single-item", "download@chestxray14"], ["status", "download@chestxray14"]):
+        done = subprocess.run(
+            ["dvc", *words], cwd=run, env=environment | {"PWD": str(run)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert "up to date" in done.stdout
+    manifest = json.loads((run / "data/raw/chestxray14/manifest.json").read_text())
+    assert len(manifest["files"]) == 4 + 6
+    assert not [*tmp_path.rglob("hit")]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("a\nb", "a line break or another control character"),
+        ("a\x1b[1m", "a line break or another control character"),
+        ("a\u2028b", "a line break or another control character"),
+        ("a\\${HOME}", r"\\\$\{, which DVC reads as \$\{"),
+        ("a\udce9", "bytes that are no UTF-8"),
+    ],
+)
+def test_a_root_that_no_path_can_be_is_refused_by_name_before_anything_is_laid_out(
+    tmp_path: Path, name: str, fault: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "film.png").touch()
+    with pytest.raises(ValueError, match=f"^ROOT='.*' must be the path of a folder, and has {fault}: rename"):
+        preset.export(ROOT / "presets/nih_sample.yaml", tmp_path / "run", str(tmp_path / name), ROOT)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and two presets, as the current one."""
@@ -267,7 +411,9 @@ def test_a_preset_is_found_by_name_or_anywhere_by_path(
     assert preset.found("one") == Path("presets/one.yaml")
     assert preset.found("here.yaml") == Path("here.yaml")
     assert preset.found(str(elsewhere)) == elsewhere
-    for name, got in (("", "two$"), ("three", "two; got three$"), ("./one.yaml", "two; got ./one.yaml$")):
+    written(checkout.parent, "title: Beside\n", "params.yaml")
+    refused = ("three", "./one.yaml", "../params", "../../p/presets/one", "presets", "..", "/", "presets/one")
+    for name, got in (("", "two$"), *((name, f"two; got {name}$") for name in refused)):
         with pytest.raises(FileNotFoundError, match=f"name a preset: make run PRESET=<name>, there are one, {got}"):
             preset.found(name)
 
@@ -291,6 +437,20 @@ def test_the_command_prints_the_whole_and_without_a_preset_params_yaml(
     assert capsys.readouterr().out == preset.merged_text(Path("presets/one.yaml"))
     call(monkeypatch, "", "--print")
     assert capsys.readouterr().out == BASE.read_text()
+    call(monkeypatch, "one", "--print", "--datasets=padchest")
+    assert capsys.readouterr().out == preset.merged_text(Path("presets/one.yaml"), datasets="padchest")
+    with pytest.raises(SystemExit, match="name a preset"):
+        call(monkeypatch, "", "--print", "--datasets=padchest")
+
+
+def test_the_cache_of_a_checkout_of_any_name_is_found(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path_factory.mktemp("my 'own' #1") / "checkout"
+    shutil.copytree(checkout, odd)
+    monkeypatch.setattr(preset, "tracked", lambda _: [])
+    preset.export(odd / "presets/one.yaml", odd / "runs/one", repository=odd)
+    assert Config(odd / "runs/one/.dvc")["cache"]["dir"] == str(odd / ".dvc/cache")
 
 
 def test_a_preset_from_elsewhere_runs_in_the_folder_of_its_name(
@@ -303,6 +463,15 @@ def test_a_preset_from_elsewhere_runs_in_the_folder_of_its_name(
         call(monkeypatch, str(elsewhere))
     assert caught.value.code == 3
     assert params.read(checkout / "runs/mine/params.yaml")["title"] == "Mine"
+
+
+def test_a_run_that_is_a_link_elsewhere_is_refused(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "runs").mkdir()
+    (checkout / "other").mkdir()
+    (checkout / "runs/one").symlink_to(checkout / "other")
+    with pytest.raises(SystemExit, match="runs/one is a link, and a run lies in runs/"):
+        call(monkeypatch, "one")
+    assert not [*(checkout / "other").iterdir()]
 
 
 def test_a_faulty_preset_stops_before_anything_is_laid_out(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`dvc.yaml` declares what the code reads and writes, entry by entry and cell by cell; the check itself is checked."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.core import params
 from stages.pipeline.preset import merged_text
 
 FILES = ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore")
@@ -34,9 +36,9 @@ def declared(folder: Path) -> dict[str, tuple[str, wiring.Wiring]]:
 
 def differences(folder: Path) -> list[str]:
     """Every difference between code and dvc.yaml, prefixed by its cell."""
-    found = []
+    found, values = [], params.read(folder / "params.yaml")
     for name, (cmd, given) in declared(folder).items():
-        module, args = wiring.command(cmd)
+        module, args = wiring.command(cmd, values)
         found += [f"{name}: {difference}" for difference in wiring.expected(module, args).differences(given)]
     return found
 
@@ -93,6 +95,55 @@ def test_a_sum_alone_can_be_the_headline(tmp_path: Path) -> None:
     assert {stage.name for stage in graph if graph.in_degree(stage) == 0} == {"report"}
     reads = {stage.name.split("@")[0]: {other.name.split("@")[0] for other in graph[stage]} for stage in graph}
     assert "distill_sum" in reads["export"] & reads["explain"]
+
+
+HOSTILE = "x' $(touch hit) `touch hit` ; touch hit \" & touch hit #"
+
+
+def renamed(key: str, old: str) -> Any:
+    """Put a hostile name for one of a mapping's."""
+
+    def change(values: Any) -> None:
+        values[key][HOSTILE] = values[key].pop(old)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["datasets"]["chexpert"].update(root=HOSTILE),
+        lambda values: values["headline"].update(cohort=HOSTILE),
+        lambda values: values["headline"].update(seed=HOSTILE),
+        lambda values: values["explain"].update(explainer=HOSTILE),
+        lambda values: values.update(seeds=[HOSTILE]),
+        *(renamed(group, "chexpert") for group in ("datasets", "phantoms")),
+        renamed("cohorts", "joint"),
+        renamed("teachers", "resnet18"),
+        renamed("students", "eeea_net_c2"),
+        renamed("losses", "paper"),
+        renamed("loss_sums", "mix"),
+    ],
+)
+def test_no_value_of_params_reaches_a_shell_even_if_nothing_checks_them(tmp_path: Path, change: Any) -> None:
+    """What a plain `dvc repro` would hand to bash, of stages whose deps can be there: files of that name are not."""
+    folder = with_sum(checkout(tmp_path))
+    (folder / HOSTILE).mkdir()
+    (folder / "bin").mkdir()
+    (folder / "bin/python").write_text("#!/bin/sh\n")
+    (folder / "bin/python").chmod(0o755)
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    change(values)
+    yaml.dump(values, folder / "params.yaml")
+    able = 0
+    for cmd, given in declared(folder).values():
+        if not any(HOSTILE in dep and not (folder / dep).exists() for dep in given.deps):
+            able += 1
+            path = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
+            subprocess.run(["bash", "-c", cmd], cwd=folder, env=path, capture_output=True, check=True)
+    assert able > 10
+    assert not (folder / "hit").exists()
 
 
 def test_the_stages_form_one_graph_from_phantom_to_report() -> None:

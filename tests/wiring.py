@@ -11,10 +11,12 @@ import shlex
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stages import choice
+from stages.core import params
 from stages.judging import cells
-from stages.pipeline import promises
+from stages.pipeline import guard, promises
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("core", "sources", "nets", "judging", "learning", "pages", "pipeline")  # a file imports no room after its own
@@ -172,9 +174,14 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
     return wiring
 
 
-def command(cmd: str) -> tuple[str, dict[str, str]]:
-    """Module and arguments of `python -m stages.pipeline.guard <module> --name value ...`."""
-    words = shlex.split(cmd)
+def command(cmd: str, values: Any = None) -> tuple[str, dict[str, str]]:
+    """Module and arguments of `python -m stages.pipeline.guard <module> --name value ...`.
+
+    Args:
+        cmd: as DVC expands it.
+        values: of params.yaml, which words with `@` stand for; None: that of the repository.
+    """
+    words = guard.filled(shlex.split(cmd), values or params.read(ROOT / "params.yaml"))
     if words[:3] != ["python", "-m", "stages.pipeline.guard"]:
         raise ConventionError(f"{cmd}: every stage runs under `python -m stages.pipeline.guard`")
     names, values = words[4::2], words[5::2]

@@ -7,6 +7,14 @@ from jinja2 import Environment, StrictUndefined
 
 from stages.pages import charts
 
+MARKUP = re.compile(r"[\\`|<\[]")  # of Markdown, in what others wrote
+OUR_MARKUP = re.compile(r"[|<]")  # in what we wrote around it, which may have code in backticks
+
+
+def as_markdown(text: str, markup: re.Pattern[str] = MARKUP) -> str:
+    """Text as one line that Markdown shows as it is, in a table too."""
+    return markup.sub(r"\\\g<0>", " ".join(text.split()))
+
 
 def render(template: str, context: dict[str, Any], is_html: bool) -> str:
     """Fill a template; text is escaped for HTML, and a name that the context lacks is an error."""
@@ -25,6 +33,8 @@ def render(template: str, context: dict[str, Any], is_html: bool) -> str:
         "megabytes": lambda value: f"{value / 1e6:.1f}",
         "percent": charts.percent,
         "whole_percent": charts.whole_percent,
+        "text": as_markdown,
+        "told": lambda text: as_markdown(text, OUR_MARKUP),
         "words": lambda name: name.replace("_", " "),
     }
     environment.globals |= {"interval": charts.interval}

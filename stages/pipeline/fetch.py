@@ -10,6 +10,7 @@ size and checksum of every file and fetches nothing. Stops when the disk is too 
 not get, and keeps the others.
 """
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -125,10 +126,11 @@ def absent(root: Path, shipped: Sequence[File], faults: dict[str, str], dataset:
     lines = [f"{root} lacks files that the owner of {dataset} hands out after registration:"]
     lines += [f"  {file} ({faults[file.name]})" for file in shipped if file.name in faults]
     lines += [f"or, alone: {file}" for file in shipped if file.alone]
+    named = f'make fetch DATASET={dataset} ROOT={shlex.quote(str(root))} URL="<address>"'
     lines.append(
         f"{access}. Put the files in {root}, or name the address that you were given: "
-        f'make fetch DATASET={dataset} ROOT={root} URL="<address>" (of a folder of all, or of one file). '
-        "Where they lie unpacked in folders, nothing needs fetching."
+        f"{named} (of a folder of all, or of one file). Where they lie unpacked in folders, nothing needs "
+        "fetching."
     )
     return "\n".join(lines)
 

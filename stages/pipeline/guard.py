@@ -12,6 +12,9 @@ it declares. This wrapper, for a stage that DVC runs,
    records: an edit between the last check and DVC's own look at the files.
 
 A failing command makes DVC record nothing; what the stage wrote is removed. Outside DVC it runs without these checks.
+
+A word `@<key>` of a command stands for that key's value in params.yaml: a path is any text, which must not reach the
+shell that DVC hands commands to.
 """
 
 import hashlib
@@ -62,6 +65,7 @@ from stages.pipeline import check, doors, lock  # noqa: E402
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
+OF_PARAMS = "@"  # begins a word that stands for a key's value
 
 
 class ProvenanceError(RuntimeError):
@@ -243,6 +247,16 @@ def _to_its_end(module: str, argv: list[str], faults: set[str]) -> None:
             raise
 
 
+def filled(words: list[str], values: Any) -> list[str]:
+    """The words of a command, with the values that they stand for.
+
+    Args:
+        words: those that begin with `@` name a key.
+        values: of params.yaml.
+    """
+    return [str(params.pick(values, word[1:])) if word.startswith(OF_PARAMS) else word for word in words]
+
+
 def is_told(error: BaseException) -> bool:
     """Whether a `raise` of the project made an error, so that its message says what to do."""
     if type(error).__module__.startswith("stages."):  # though it may come out of a worker process
@@ -256,7 +270,8 @@ def main(argv: list[str]) -> None:
     if not argv:
         sys.exit("name a stage: python -m stages.pipeline.guard stages.<stage> --<cell> ...")
     try:
-        run(argv[0], argv[1:])
+        words = argv[1:]
+        run(argv[0], filled(words, params.read()) if any(word.startswith(OF_PARAMS) for word in words) else words)
     except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("TRACEBACK") or not is_told(error):
             raise

@@ -1,8 +1,9 @@
-"""Run a preset beside the committed state: `python -m stages.pipeline.preset <preset> [--root <folder>]`.
+"""Run a preset beside the committed state: `python -m stages.pipeline.preset <preset> [--root <folder>] ...`.
 
 A preset holds only what differs from `params.yaml`. What it names replaces that key: mappings merge key by key, lists
 and scalars replace. Entries that go are named by their dotted keys in one top-level list, `drop`. The merged whole
-must hold as a params file; `--print` shows it, with the comments of both files.
+must hold as a params file; `--print` shows it, with the comments of both files. `--datasets` keeps some of its data
+sets, and what is of them.
 
 The tracked files are copied to `runs/<preset>/`, the merged whole becomes `params.yaml` there, and the pipeline runs
 there with the cache of this checkout. Nothing outside `runs/` changes; a second call runs what changed since the first.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import params
-from stages.pipeline import check, comments
+from stages.pipeline import check, comments, rules
 
 NEEDED = ("stages", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
 PLACE = re.compile(r"ROOT\b")
@@ -90,19 +91,77 @@ def merged(preset: Path, base: Path = params.FILE) -> Any:
     return whole
 
 
+def of_datasets(values: dict[str, Any], names: str) -> dict[str, Any]:
+    """Merged values with some of their data sets alone, and the cohorts that these make.
+
+    A cohort keeps those of its data sets that are named; one that is left with a single data set bears its name, one
+    that is left with none or with those of another goes. The headline follows its cohort, or else is of the first.
+
+    Args:
+        values: what holds as params.
+        names: of data sets, with commas between.
+
+    Raises:
+        ValueError: one is unknown, empty or there twice; the message has those that there are.
+    """
+    there, wanted = list(values["datasets"]), [name.strip() for name in names.split(",")]
+    if len(set(wanted)) < len(wanted) or not set(wanted) <= set(there):
+        raise ValueError(
+            f"DATASETS must be one or more of {', '.join(there)}, each once, with commas between; got {names!r}"
+        )
+    kept = dict(values)
+    for group in ("datasets", "policies", "phantoms"):
+        kept[group] = {name: entry for name, entry in values[group].items() if name in wanted or name not in there}
+    kept["cohorts"], became = _cohorts_of(values["cohorts"], wanted)
+    if not kept["cohorts"]:
+        raise ValueError(f"DATASETS={names} leaves nothing to train on: no cohort has any of them")
+    cohort = became.get(values["headline"]["cohort"], next(iter(kept["cohorts"])))
+    kept["headline"] = values["headline"] | {"cohort": cohort}
+    kept["rates"] = {
+        way: rates
+        | {"per_cohort": {name: rate for name, rate in rates["per_cohort"].items() if name in kept["cohorts"]}}
+        for way, rates in values["rates"].items()
+    }
+    return kept
+
+
+def _cohorts_of(cohorts: dict[str, Any], wanted: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The cohorts that are left of these, and what each of them became: itself, or another of the same data sets."""
+    left = {name: [one for one in cohort["datasets"] if one in wanted] for name, cohort in cohorts.items()}
+    is_whole = {name: left[name] == cohort["datasets"] for name, cohort in cohorts.items()}
+    named: dict[frozenset[str], str] = {}
+    for name in sorted(filter(left.get, left), key=lambda name: not is_whole[name]):
+        alone = left[name][0]
+        is_renamed = not is_whole[name] and len(left[name]) == 1 and alone not in cohorts
+        named.setdefault(frozenset(left[name]), alone if is_renamed else name)
+    became = {name: named[frozenset(left[name])] for name in filter(left.get, left)}
+    return {became[name]: cohorts[name] | {"datasets": left[name]} for name in became}, became
+
+
 def with_comments(values: Any, preset: Path, base: Path = params.FILE) -> str:
     """Merged values as the text of a params file, with the comments of kept keys and the preset's own."""
     first, second = (file.read_text(encoding="utf-8-sig") for file in (base, preset))
     return f"# Made of {base.name} and {preset}: edit those.\n" + comments.laid_on(values, first, second)
 
 
-def merged_text(preset: Path, base: Path = params.FILE) -> str:
+def merged_text(preset: Path, base: Path = params.FILE, datasets: str | None = None) -> str:
     """A preset laid over a params file, as the text of a params file.
+
+    Args:
+        preset: what differs.
+        base: from this file.
+        datasets: those that are kept, as of `of_datasets`; None: all.
 
     Raises:
         ParamsError: as `merged`.
+        ValueError: as `of_datasets`.
     """
-    return with_comments(merged(preset, base), preset, base)
+    return with_comments(_whole(preset, base, datasets), preset, base)
+
+
+def _whole(preset: Path, base: Path, datasets: str | None) -> Any:
+    values = merged(preset, base)
+    return values if datasets is None else of_datasets(values, datasets)
 
 
 def _rooted(values: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -120,8 +179,9 @@ def with_root(values: dict[str, Any], root: str | None) -> dict[str, Any]:
     """Merged values with their `ROOT`, in roots and checkpoints, replaced by the folder that the user named.
 
     Raises:
-        ValueError: the preset needs a root and none was given, or one was given that it does not use.
-        FileNotFoundError: no such folder, or nothing in it.
+        ValueError: the preset needs a root and none was given, or one was given that it does not use or that no path
+            can be.
+        FileNotFoundError: no such folder, nothing in it, or none in it of a data set.
     """
     needs = _rooted(values, "") != values
     if needs and root is None:
@@ -131,9 +191,18 @@ def with_root(values: dict[str, Any], root: str | None) -> dict[str, Any]:
     if not needs:
         raise ValueError("this preset reads no files of yours: leave ROOT out")
     folder = Path(root).resolve()
+    if fault := rules.fault_of_path(str(folder)):
+        raise ValueError(f"ROOT={root!r} must be the path of a folder, and has {fault}: rename or move it")
     if not folder.is_dir() or not any(folder.iterdir()):
         raise FileNotFoundError(f"ROOT={root} is no folder with files: README's table says what it must hold")
-    return _rooted(values, str(folder))
+    found, given = _rooted(values, str(folder)), values.get("datasets", {})
+    own = [name for name, entry in found.get("datasets", {}).items() if entry["root"] != given[name]["root"]]
+    if lacking := [name for name in own if not Path(found["datasets"][name]["root"]).is_dir()]:
+        listed = ", ".join(f"{name} ({found['datasets'][name]['root']})" for name in lacking)
+        rest = ",".join(name for name in given if name not in lacking)
+        way_out = f", or run without: DATASETS={rest}" if rest else ""
+        raise FileNotFoundError(f"ROOT={root} has no folder of {listed}: put the files there{way_out}")
+    return found
 
 
 def tracked(repository: Path) -> list[str]:
@@ -143,7 +212,13 @@ def tracked(repository: Path) -> list[str]:
     return [name for name in names if name and (repository / name).is_file()]
 
 
-def export(preset: Path, target: Path, root: str | None = None, repository: Path | None = None) -> None:
+def export(
+    preset: Path,
+    target: Path,
+    root: str | None = None,
+    repository: Path | None = None,
+    datasets: str | None = None,
+) -> None:
     """Lay out a run: tracked files, the merged whole as `params.yaml`, the cache of the repository.
 
     Args:
@@ -151,10 +226,11 @@ def export(preset: Path, target: Path, root: str | None = None, repository: Path
         target: the run's folder; what is there and no longer tracked goes, results stay.
         root: replaces `ROOT` in the preset.
         repository: where to copy from; the current folder by default.
+        datasets: as of `merged_text`.
     """
     source = (repository or Path()).resolve()
     base = source / params.FILE
-    text = with_comments(with_root(merged(preset, base), root), preset, base)
+    text = with_comments(with_root(_whole(preset, base, datasets), root), preset, base)
     names = tracked(source)
     for old in [*target.glob("stages/**/*.py"), *target.glob("stages/**/*.csv")]:
         if old.relative_to(target).as_posix() not in names:
@@ -166,7 +242,8 @@ def export(preset: Path, target: Path, root: str | None = None, repository: Path
             place.write_bytes(content)
     (target / ".dvc").mkdir(parents=True, exist_ok=True)
     (target / "params.yaml").write_text(text, encoding="utf-8")
-    (target / ".dvc/config").write_text(CONFIG.format(cache=source / ".dvc/cache"), encoding="utf-8")
+    cache = os.path.relpath(source / ".dvc/cache", (target / ".dvc").resolve())  # absolute, it may have a # or a quote
+    (target / ".dvc/config").write_text(CONFIG.format(cache=cache), encoding="utf-8")
     (target / "reports").mkdir(exist_ok=True)
 
 
@@ -197,20 +274,35 @@ def found(name: str) -> Path:
     return preset
 
 
+def place(preset: Path) -> Path:
+    """The folder of a preset's run.
+
+    Raises:
+        ValueError: it is a link, which could lead into another checkout.
+    """
+    target = Path("runs") / preset.stem
+    if target.is_symlink():
+        raise ValueError(f"{target} is a link, and a run lies in runs/: remove it, or link runs/ as a whole")
+    return target
+
+
 def main() -> None:
     """Parse, then print, or lay out and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", default="", help="a file of presets/ without its ending, or a path")
     parser.add_argument("--root", help="folder with your own files, for presets that read them")
+    parser.add_argument("--datasets", help="those of its data sets that are kept, with commas between (all)")
     parser.add_argument("--print", action="store_true", help="print the whole (of params.yaml, if no preset is named)")
     args = parser.parse_args()
     try:
         if args.print:
-            print(merged_text(found(args.preset)) if args.preset else params.FILE.read_text(encoding="utf-8"), end="")
+            is_whole = not args.preset and args.datasets is None
+            as_it_is = params.FILE.read_text(encoding="utf-8")
+            print(as_it_is if is_whole else merged_text(found(args.preset), datasets=args.datasets), end="")
             return
         preset = found(args.preset)
-        target = Path("runs") / preset.stem
-        export(preset, target, args.root or None)
+        target = place(preset)
+        export(preset, target, args.root or None, datasets=args.datasets)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     code = repro(target)

@@ -3,12 +3,22 @@
 Plug-ins are read here and not imported, so that a stage that needs no torch stays quick.
 """
 
+import re
+from pathlib import PurePosixPath
 from typing import Any
 
 from stages.core import findings, plugins
 from stages.core.schema import TWIN, Params
 
 EXPLAINERS = "the files in stages/explainers"
+NO_PATH = (  # what DVC, its files and a terminal cannot carry in a path
+    (re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"), "a line break or another control character"),
+    (re.compile(r"[\ud800-\udfff]"), "bytes that are no UTF-8"),
+    (re.compile(r"\\\$\{"), r"\${, which DVC reads as ${"),
+    (re.compile(r"^-"), "a dash at its beginning"),
+    (re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:(//|$)"), "an address: fetch the files first"),
+    (re.compile(r"^\s*$"), "nothing"),
+)
 NAMED = ("phantoms", "datasets", "cohorts", "teachers", "students", "losses", "loss_sums")
 
 
@@ -16,6 +26,7 @@ def contradictions(params: Params) -> list[str]:
     """What each part allows alone but not together, as `key: rule, got value`."""
     return [
         *_of_names(params),
+        *_of_places(params),
         *_of_datasets(params),
         *_of_cells(params),
         *_member("explain.explainer", params.explain.explainer, plugins.names("explainers"), EXPLAINERS),
@@ -38,6 +49,30 @@ def _of_names(params: Params) -> list[str]:
         for name in getattr(params, group)
         if not plugins.NAME.fullmatch(name)
     ]
+
+
+def fault_of_path(path: str) -> str | None:
+    """What a path must not have and has, in words, or None."""
+    return next((what for pattern, what in NO_PATH if pattern.search(path)), None)
+
+
+def _of_places(params: Params) -> list[str]:
+    """Paths that are no paths, and parts of paths that lead elsewhere."""
+    places: dict[str, str | None] = {f"datasets.{name}.root": entry.root for name, entry in params.datasets.items()}
+    for group in ("teachers", "students"):
+        places |= {f"{group}.{name}.checkpoint": start.checkpoint for name, start in getattr(params, group).items()}
+    faults = [
+        f"{key}: must be a path, and has {fault}, got {path!r}: rename or move it"
+        for key, path in places.items()
+        if path is not None and (fault := fault_of_path(path))
+    ]
+    for name, entry in params.datasets.items():
+        films = PurePosixPath(entry.films or "")
+        if films.is_absolute() or ".." in films.parts or (entry.films and fault_of_path(entry.films)):
+            faults.append(f"datasets.{name}.films: must be a file below root, got {entry.films!r}")
+    if params.choice is not None and not plugins.NAME.fullmatch(params.choice):
+        faults.append(f"choice: must be the name of a file in reports/choices, of [a-z0-9_]+, got {params.choice!r}")
+    return faults
 
 
 def _of_datasets(params: Params) -> list[str]:
