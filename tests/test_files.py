@@ -2,6 +2,9 @@
 
 import errno
 import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +80,33 @@ def test_a_whole_output_takes_the_place_of_what_was_there(tmp_path: Path, before
             np.save(made / "a.npy", np.ones(3))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert target.read_text() == "after" if after == "file" else [p.name for p in target.iterdir()] == ["a.npy"]
+
+
+def test_writers_of_one_file_do_not_take_each_others_temporaries(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+
+    def write(number: int) -> None:
+        with files.output(str(target)) as made:
+            made.write_text(str(number) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(300)))  # a list, so that what a writer raises is raised
+    assert target.read_text() in {str(number) * 1000 for number in range(300)}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_and_a_living_ones_stays(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".{name}.{dead.pid}-0.part" for name in ("a.txt", "b.txt")]
+    left[0].mkdir()
+    (left[0] / "film").write_text("")
+    left[1].write_text("")
+    with files.output(str(target)) as living:
+        living.write_text("1")
+        with files.output(str(target)) as made:
+            made.write_text("2")
+        assert target.read_text() == "2"
+    assert target.read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([left[1].name, "a.txt"])

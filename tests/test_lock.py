@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wiring
 
 from stages.core import files
 from stages.pipeline import lock
@@ -152,3 +154,25 @@ def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, m
         "reports/mine/notes.md",
     ]
     assert list(lock.entries()) == ["train@kept"]
+
+
+@pytest.mark.parametrize("command", [("check",), ("prune",), ("trace", "reports/report.md"), ("compare", "dvc.lock")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "dvc.lock is cut off: `git checkout dvc.lock` brings the committed one back"),
+        (b"stages:\n<<<<<<< ours\n", "dvc.lock holds the conflicts of a merge: take one side"),
+        (b"schema: '2.0'\n", "dvc.lock is cut off"),
+        (b"\xff\xfe\x00", "dvc.lock is cut off"),
+    ],
+)
+def test_a_lock_that_is_not_whole_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(wiring.ROOT / "params.yaml", "params.yaml")
+    Path("dvc.lock").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["lock", *command])
+    with pytest.raises(SystemExit, match=message):
+        lock.main()
+    assert Path("dvc.lock").read_bytes() == content

@@ -133,6 +133,11 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v["cohorts"].update({"a;b": {"datasets": ["chexpert"]}}), "cohorts.a;b: names match"),
         (lambda v: v["headline"].update(cohort="$(x)"), "headline.cohort: must be one of the keys of cohorts"),
         (lambda v: v["explain"].update(explainer="x; y"), "explain.explainer: must be one of the files in"),
+        (lambda v: v["train"]["teacher"].update(lr=float("inf")), "train.teacher.lr: .* finite number, got inf"),
+        (lambda v: v["losses"]["paper"].update(weight=float("inf")), "losses.paper.weight: must be finite, got inf"),
+        (lambda v: v["train"]["teacher"].update(steps=10**30), "train.teacher.steps: .* less than or equal to"),
+        (lambda v: v.update(seed=10**60), r"seed: .* less than 9223372036854775808, got 10{8,}\.\.\.0+"),
+        (lambda v: v["datasets"]["padchest"].update(findings=[["Edema"]]), r"findings.0: .* string, got \['Edema'\]"),
         (lambda v: v["train"]["teacher"].update(steps=2), "evaluations must not exceed steps, got 8 > 2"),
         (lambda v: v["policies"]["chexpert"]["blank"].update(default="smoothed"), "policies.chexpert.blank.default"),
         (lambda v: v["students"].update(precomputed=NET), "students.precomputed: must be a net, got one of kind table"),
@@ -224,3 +229,15 @@ def test_every_key_has_a_comment() -> None:
         elif value and key not in explained:  # a key without a value of its own is a heading
             bare.add(key)
     assert bare - explained == set()
+
+
+@pytest.mark.parametrize("depth", [40, 3000])
+def test_a_value_of_any_depth_or_size_is_told_in_a_short_line(values: Any, depth: int) -> None:
+    """YAML's aliases write a tree of 2^40 leaves in forty lines."""
+    tree: list[Any] = []
+    for _ in range(depth):
+        tree = [tree, tree] if depth == 40 else [tree]
+    values["title"] = tree
+    with pytest.raises(params.ParamsError, match=r"title: .* string, got \[\[\[") as caught:
+        check.parse(values)
+    assert len(str(caught.value)) < 300

@@ -6,6 +6,7 @@ nothing else. The schema is checked at every call. What goes beyond it is checke
 """
 
 import os
+import reprlib
 import runpy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 from stages.core.schema import Params
 
 FILE = Path("params.yaml")
+SHORT = reprlib.Repr()  # of what a message shows: a value may be of any length and depth, and YAML's aliases repeat it
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 2, 200, 200, 40
 DECLARED = "STAGE_DECLARED_PARAMS"  # set by the guard: the keys that dvc.yaml declares for the running stage
 
 
@@ -32,7 +35,7 @@ def reason(error: Any) -> str:
         return f"{key}: unknown key"
     if error["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}, got {SHORT.repr(error['input'])}"
 
 
 def fit(values: Any) -> tuple[Params | None, list[str]]:
@@ -79,7 +82,7 @@ def read(file: Path = FILE) -> Any:
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ParamsError(f"{file} must hold keys, got {values!r}: see params.yaml for those that there are")
+        raise ParamsError(f"{file} must hold keys, got {SHORT.repr(values)}: see params.yaml for those that there are")
     return values
 
 

@@ -25,17 +25,18 @@ def _distinct(items: list[Item]) -> list[Item]:
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Focusing = Annotated[float, Field(ge=0), AfterValidator(_focusing)]
 Policy = Literal["ones", "zeros", "ignore", "smoothed", "teacher"]
 BlankPolicy = Literal["ones", "zeros", "ignore", "teacher"]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: every key is needed, no other is allowed, nothing is converted."""
+    """A part of params.yaml: every key is needed, no other is allowed, nothing is converted; numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Interval(Section):
@@ -250,7 +251,7 @@ class Headline(Section):
     student: str
     teacher: str
     loss: str
-    seed: int
+    seed: Seed
 
 
 class Evaluate(Section):
@@ -294,7 +295,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     title: str
-    seed: int
+    seed: Seed
     threads: Count
     workers: Count
     max_table_mb: Count

@@ -272,7 +272,7 @@ def of_dataset_values(module: ModuleType, name: str, values: dict[str, Any]) -> 
     return [
         f"datasets.{name}.findings: {finding} is never annotated by this data set, which has {', '.join(module.TERMS)}"
         for finding in (listed if isinstance(listed, list) else [])
-        if finding in known and finding not in module.TERMS
+        if isinstance(finding, str) and finding in known and finding not in module.TERMS
     ]
 
 

@@ -3,11 +3,13 @@
 Plug-ins are read here and not imported, so that a stage that needs no torch stays quick.
 """
 
+import math
 import re
 from pathlib import PurePosixPath
 from typing import Any
 
 from stages.core import findings, plugins
+from stages.core.params import SHORT
 from stages.core.schema import TWIN, Params
 
 EXPLAINERS = "the files in stages/explainers"
@@ -156,7 +158,9 @@ def _of_loss(loss: str, given: dict[str, Any]) -> list[str]:
         value = given.get(key)
         is_bool_by_mistake = isinstance(value, bool) and annotation != "bool"
         if key in given and allowed and (not isinstance(value, allowed) or is_bool_by_mistake):
-            faults.append(f"losses.{loss}.{key}: must be {annotation}, got {value!r}")
+            faults.append(f"losses.{loss}.{key}: must be {annotation}, got {SHORT.repr(value)}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            faults.append(f"losses.{loss}.{key}: must be finite, got {value!r}")
     return faults
 
 
@@ -217,7 +221,7 @@ def of_findings(values: Any) -> list[str]:
         + " stages/findings.csv lists all, and a new one is a line there"
         for key, names in named.items()
         for name in names
-        if name not in known.titles
+        if isinstance(name, str) and name not in known.titles
     ]
 
 
