@@ -307,6 +307,17 @@ def test_a_redirect_from_https_to_http_is_refused(server: Server) -> None:
             session.get("https://example.org/a")
 
 
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://example.org/a", "data:,x"])
+def test_a_redirect_to_what_is_no_address_of_the_web_is_refused_at_once(
+    run: Callable[..., Path], server: Server, waits: list[float], capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    server.misdeeds[f"/{NAME}"] = [f"to {target}"]
+    with pytest.raises(SystemExit):
+        run()
+    assert f"redirects from http to {target.split(':')[0]}: refused" in capsys.readouterr().err
+    assert (len(server.seen), waits) == (1, [])
+
+
 def test_a_passing_server_error_is_waited_out(run: Callable[..., Path], server: Server, waits: list[float]) -> None:
     server.misdeeds[f"/{NAME}"] = ["500", "500", "500"]
     assert (run() / NAME).read_bytes() == CONTENT

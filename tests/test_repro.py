@@ -1,13 +1,16 @@
 """Several stages at a time: order, overlap, what is due, and what a failing stage leaves."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -120,6 +123,25 @@ def test_a_lock_that_cannot_be_put_back_is_refused_with_the_way_out(content: str
     with pytest.raises(recovery.LockFileError, match=message):
         recovery.mend()
     assert Path("dvc.lock").read_text() == content
+
+
+@pytest.mark.parametrize("place", [".dvc/tmp", "data", ".dvc/cache"])
+def test_a_folder_that_takes_no_writes_is_named_before_any_work(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Root may write anywhere, so that a disk mounted for reading is played."""
+    real = tempfile.TemporaryFile
+
+    def refused(*, dir: Path) -> Any:  # noqa: A002 - as tempfile has it
+        if (toy / place).resolve() == dir.resolve():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    check = repro.due if place == ".dvc/cache" else lambda: recovery.require_writable(*recovery.WRITTEN)
+    with pytest.raises(recovery.ReadOnlyError, match=rf"{toy / place} cannot be written \(Read-only file system\)"):
+        check()
+    assert not (toy / "dvc.lock").exists()
 
 
 RUN = """

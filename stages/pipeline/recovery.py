@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stages.learning import checkpoints
 
 LOCK = Path("dvc.lock")
 KEPT = checkpoints.ROOT / "dvc.lock"
+WRITTEN = Path(), Path(".dvc/tmp"), checkpoints.ROOT, Path("data"), Path("reports")  # by every run
 RUNNING = Path(".dvc/tmp/rwlock")
 GUARD = "stages.pipeline.guard"
 CONFLICT = b"<<<<<<<"
@@ -29,6 +31,10 @@ GRACE_S = 10  # for a process that was asked to end
 
 class LockFileError(ValueError):
     """dvc.lock is not whole and nothing is there to put in its place; the message says what to do."""
+
+
+class ReadOnlyError(ValueError):
+    """A folder that a run writes to takes no writes."""
 
 
 def is_whole(content: bytes) -> bool:
@@ -86,6 +92,24 @@ def _is_json(path: Path) -> bool:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except ValueError:
         return False
+
+
+def require_writable(*folders: Path) -> None:
+    """Check that a run can write where it must.
+
+    Raises:
+        ReadOnlyError: it cannot; the message names the folder.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ReadOnlyError(
+                f"{folder.resolve()} cannot be written ({error.strerror}), and a run keeps its results there: give "
+                "yourself the right to, or copy the project to a disk that takes writes"
+            ) from error
 
 
 def left_running() -> list[psutil.Process]:

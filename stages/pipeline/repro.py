@@ -31,6 +31,7 @@ def due() -> nx.DiGraph:
     from dvc.repo import Repo, lock_repo
 
     repo = Repo()
+    recovery.require_writable(Path(repo.cache.local_cache_dir))
     with lock_repo(repo):  # under one lock DVC reads dvc.yaml and dvc.lock once, not for each question anew
         graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
         changed = set(repo.status()) & set(graph)
@@ -119,6 +120,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         given = check.parse(params.read())
+        recovery.require_writable(*recovery.WRITTEN)
         recovery.wait_for(recovery.left_running())
         for line in recovery.mend():
             print(line)

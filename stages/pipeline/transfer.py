@@ -176,16 +176,17 @@ def _version(response: requests.Response) -> str:
 
 
 def connection() -> requests.Session:
-    """A session that follows redirects, but never from https to anything else."""
+    """A session that follows redirects, but never from https to anything else, nor to what is no address of the web."""
     session = requests.Session()
-    session.hooks["response"].append(_refuse_downgrade)
+    session.hooks["response"].append(_refuse_elsewhere)
     return session
 
 
-def _refuse_downgrade(response: requests.Response, *_: Any, **__: Any) -> None:
-    target = urlsplit(urljoin(response.url, response.headers.get("Location", "")))
-    if response.is_redirect and response.url.startswith("https:") and target.scheme != "https":
-        raise FetchError(f"{urlsplit(response.url).hostname} redirects from https to {target.scheme}: refused")
+def _refuse_elsewhere(response: requests.Response, *_: Any, **__: Any) -> None:
+    source, target = urlsplit(response.url), urlsplit(urljoin(response.url, response.headers.get("Location", "")))
+    allowed = ("https",) if source.scheme == "https" else ("http", "https")
+    if response.is_redirect and target.scheme not in allowed:
+        raise FetchError(f"{source.hostname} redirects from {source.scheme} to {target.scheme}: refused")
 
 
 def _reason(error: Exception) -> str:
