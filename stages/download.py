@@ -28,7 +28,7 @@ class Sorted:
     Attributes:
         tables: those of which the data set's plug-in reads tables, archives among them.
         films: those that hold films, archives among them.
-        unread: archives that hold neither -> what they hold, or why that cannot be seen.
+        unread: archives without films -> what they hold, or why that cannot be seen.
         others: all that is left.
     """
 
@@ -76,7 +76,7 @@ def sort_out(root: Path, names: Iterable[str], plugin: ModuleType) -> Sorted:
 
 def look_into(root: Path, name: str, plugin: ModuleType, found: Sorted) -> None:
     """Sort out an archive whose name is not the owner's, by its members up to the first film."""
-    seen = []
+    rest = []
     try:
         for member in archives.members(root / name):
             if raw.image_key(plugin, member.name) is not None:
@@ -84,13 +84,15 @@ def look_into(root: Path, name: str, plugin: ModuleType, found: Sorted) -> None:
                 return
             if is_table(member.name, plugin):
                 found.tables.add(name)
-            if not archives.is_of_system(member.name):
-                seen.append(member.name)
+            elif not archives.is_of_system(member.name):
+                rest.append(member.name)
     except archives.ArchiveError as error:
         found.unread[name] = str(error).replace(str(root / name), name)
         return
     if name not in found.tables:
-        found.unread[name] = f"{name} holds no table and no film of these ({raw.few(seen)})"
+        found.unread[name] = f"{name} holds no table and no film of this data set (members: {raw.few(rest)})"
+    elif any(raw.may_hold_films(member) for member in rest):
+        found.unread[name] = f"{name} holds tables but no film of this data set (other members: {raw.few(rest)})"
 
 
 def require_complete(root: Path, found: Sorted, dataset: str, plugin: ModuleType) -> dict[str, tuple[str, str]]:

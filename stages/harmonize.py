@@ -202,8 +202,11 @@ def read_films(path: Path, plugin: ModuleType) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list of films at {path} (params.yaml: datasets.<name>.films): add it, or put null")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names = [row[0] for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names = [row[0].strip() for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table in UTF-8 ({error}): save it as that") from error
     first = 0 if path.suffix == ".txt" else 1
     keys = [raw.image_key(plugin, name) or raw.image_key(plugin, f"{name}.dcm") for name in names[first:]]
     for row, image in enumerate(keys, first + 1):

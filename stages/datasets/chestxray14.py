@@ -111,9 +111,10 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
     for part, file in PARTS.items():
         names = _listed(tables[file])["image"].tolist()
         if twice := sorted(official.keys() & set(names)):
+            row = tables[file].index[names.index(twice[0])]
             raise ValueError(
-                f"{tables[file].attrs['file']} names {len(twice)} images that {TRAIN_VAL} names too, e.g. {twice[0]}: "
-                "fetch both lists again"
+                f"{tables[file].attrs['file']} names {len(twice)} images that {TRAIN_VAL} names too, e.g. {twice[0]} "
+                f"in row {row}: fetch both lists again"
             )
         official |= dict.fromkeys(names, part)
         notes[f"names in {file} without a row in {ENTRIES}"] = len(set(names) - images)
@@ -143,8 +144,10 @@ def boxes(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             f"{table.attrs['file']} row {row}: unknown finding {finding[row]!r}; known are {', '.join(TERMS)}"
         )
     sides = {"x": "Bbox [x", "y": "y", "width": "w", "height": "h]"}
-    fractions = {side: table[column] / FRAME_PX for side, column in sides.items()}
-    return pd.DataFrame({"image": _listed(table)["image"], "finding": finding, **fractions})
+    fractions = pd.DataFrame({side: table[column] / FRAME_PX for side, column in sides.items()})
+    for row in table.index[~((fractions >= 0) & (fractions <= 1)).all(axis=1)]:
+        raise ValueError(f"{table.attrs['file']} row {row}: the box is not in the film's {FRAME_PX} px: mend that row")
+    return pd.concat([pd.DataFrame({"image": _require_films(table)["image"], "finding": finding}), fractions], axis=1)
 
 
 def _listed(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,14 +158,19 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"image": (stem + ".png").fillna(table["Image Index"]), "patient": patient})
 
 
+def _require_films(table: pd.DataFrame) -> pd.DataFrame:
+    listed = _listed(table)
+    for row in table.index[listed["patient"].isna()]:
+        raise ValueError(
+            f"{table.attrs['file']} row {row}: Image Index {table['Image Index'][row]!r} is no film's name, as "
+            "00000001_000.png is: mend that row"
+        )
+    return listed
+
+
 def _films(entries: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Images, and patients as the first release numbers them; a film's name begins with its patient's number."""
-    listed = _listed(entries)
-    for row in entries.index[listed["patient"].isna()]:
-        raise ValueError(
-            f"{entries.attrs['file']} row {row}: {entries['Image Index'][row]!r} in column Image Index is no film's "
-            "name, as 00000001_000.png is: mend that row"
-        )
+    listed = _require_films(entries)
     patient = listed["patient"].str.lstrip("0").replace("", "0")
     said = entries["Patient ID"].str.lstrip("0").replace("", "0")
     for row in entries.index[patient != said]:

@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.core import findings
 
@@ -135,6 +137,7 @@ UNMAPPED = (
 )  # fmt: skip
 AGES = (0, 120)
 BITS = range(1, 17)  # of a PNG
+IMAGE = r"^(?:.*[/\\])?(?P<stem>[^/\\]+)\.(?i:png|jpe?g|dcm)$"
 NO_LIST = ("", "nan")  # what stands in place of a label list in 103 rows
 WRITTEN_AGAIN = (*NO_LIST, "na", "n/a", "none", "null")  # by other programs, in any case
 INDEX = ""  # the table's first column has no name
@@ -171,7 +174,7 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
         )
     rows = pd.DataFrame(
         {
-            "image": table["ImageID"],
+            "image": _images(table),
             "file": table.attrs["file"],
             "patient": table["PatientID"],
             "study": table["StudyID"],
@@ -196,14 +199,26 @@ def bit_depths(tables: Mapping[str, pd.DataFrame]) -> dict[str, int]:
             f"{table.attrs['file']} row {row}: BitsStored_DICOM is {table['BitsStored_DICOM'][row]:g}; allowed are "
             f"{BITS[0]} to {BITS[-1]}: mend that row"
         )
-    return dict(zip(table["ImageID"], table["BitsStored_DICOM"].astype(int), strict=True))
+    return dict(zip(_images(table), table["BitsStored_DICOM"].astype(int), strict=True))
 
 
 def sizes(tables: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]]:
     """Width and height of each image."""
     table = tables[ENTRIES].dropna(subset=["Columns_DICOM", "Rows_DICOM"])
     sides = zip(table["Columns_DICOM"].astype(int), table["Rows_DICOM"].astype(int), strict=True)
-    return dict(zip(table["ImageID"], sides, strict=True))
+    return dict(zip(_images(table), sides, strict=True))
+
+
+def _images(table: pd.DataFrame) -> pd.Series:
+    """The images' names, whatever folder and suffix a copy of the table gives them."""
+    found = pc.extract_regex(pa.array(table["ImageID"]), IMAGE)
+    if found.null_count:
+        row = table.index[found.is_null().to_pylist().index(True)]
+        raise ValueError(
+            f"{table.attrs['file']} row {row}: ImageID {table['ImageID'][row]!r} is no film's name: mend that row"
+        )
+    (stem,) = (column.to_pandas().to_numpy() for column in found.flatten())
+    return pd.Series(stem, table.index, dtype="str") + ".png"
 
 
 def _years(dates: pd.Series) -> pd.Series:

@@ -359,4 +359,6 @@ def main(argv: list[str] | None = None) -> None:
             write_shards(table, kept, folder, settings.size_px, settings.shard_images)
         with files.output(f"reports/labels/{args.dataset}.images.json") as path:
             told = met.told(manifest["unused"].get("images", {}))
+            if unread := told.get("left_unread"):
+                print(f"{unread['count']} images or archives were left unread, e.g. {unread['first']}", file=sys.stderr)
             files.write_json(summarize(table, args.dataset, met.others, told, settings.near_duplicate_bits), path)

@@ -55,12 +55,16 @@ class Met:
             )
 
     def told(self, loose: Any) -> dict[str, Any]:
-        """What of it is worth saying, and images below the root whose names are no film's (see `download`)."""
-        like_films = [name for name in self.others if raw.is_like_image(name)]
-        count = len(like_films) + loose.get("count", 0)
-        first = [*loose.get("first", []), *like_films][: raw.NAMED]
+        """What of it is worth saying.
+
+        Args:
+            loose: the count of images in folders whose names are no film's, and the first of them (see `download`).
+        """
+        unread = [name for name in self.others if raw.may_hold_films(name)]
+        count = len(unread) + loose.get("count", 0)
+        first = [*loose.get("first", []), *unread][: raw.NAMED]
         return {
             **({"saved_again_as": dict(sorted(self.saved_again.items()))} if self.saved_again else {}),
-            **({"images_left_unread": {"count": count, "first": first}} if count else {}),
+            **({"left_unread": {"count": count, "first": first}} if count else {}),
             **({"members_of_operating_systems": self.of_system} if self.of_system else {}),
         }

@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import math
 import os
 import re
 import zlib
@@ -33,9 +34,10 @@ FILM_SUFFIXES = {  # that are read -> the format
 }  # fmt: skip
 OTHER_SUFFIXES = (".bmp", ".gif", ".jp2", ".npy", ".pgm", ".tif", ".tiff", ".webp")  # of images that are not read
 OFFICIAL_SUFFIXES = (".png", ".jpg")
+NULLS = ("", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null")
 DELIMITERS = ",;\t"
 UNNAMED = re.compile(r"(?:Unnamed: \d+(?:\.\d+)*)?")  # the second is what pandas calls the first when it reads it
-KINDS = {"text": pa.string(), "number": pa.float64()}
+KINDS = ("text", "number")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 FAULT = re.compile(r"(?:CSV parse error|In CSV column #(?P<column>\d+)): Row #(?P<row>\d+): (?P<what>.*)", re.DOTALL)
 SPREADSHEET = "sep="  # a line before the header, which names the delimiter
@@ -145,6 +147,11 @@ def is_like_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in (*FILM_SUFFIXES, *OTHER_SUFFIXES)
 
 
+def may_hold_films(name: str) -> bool:
+    """Whether a member of an archive could be a film, or an archive of films, by its suffix."""
+    return is_like_image(name) or archives.has_suffix(name)
+
+
 def saved_again_as(name: str, key: str) -> str | None:
     """The format of a film's file where it is not the one that the owner ships."""
     own, official = (FILM_SUFFIXES.get(PurePosixPath(path).suffix.lower()) for path in (name, key))
@@ -153,7 +160,7 @@ def saved_again_as(name: str, key: str) -> str | None:
 
 def few(names: list[str]) -> str:
     """Some names in a message: how many there are, and the first three."""
-    return f"{len(names)}, e.g. {', '.join(names[:NAMED])}"
+    return f"{len(names)}, e.g. {', '.join(names[:NAMED])}" if names else "none"
 
 
 def optional_tables(plugin: ModuleType) -> dict[str, Mapping[str, str]]:
@@ -228,7 +235,7 @@ def _chosen(header: list[str], columns: Mapping[str, str], label: str) -> dict[s
 
 
 def _read(content: bytes, head: "_Head", kinds: Mapping[str, str], label: str) -> pa.Table:
-    """The columns in `kinds`, texts without the white space around them."""
+    """The columns in `kinds`, without the white space around their values."""
     try:
         found = pa.csv.read_csv(
             pa.BufferReader(content),
@@ -236,20 +243,36 @@ def _read(content: bytes, head: "_Head", kinds: Mapping[str, str], label: str) -
             read_options=pa.csv.ReadOptions(column_names=head.names, skip_rows=head.lines, use_threads=False),
             parse_options=pa.csv.ParseOptions(delimiter=head.delimiter, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
-                include_columns=list(kinds), column_types={name: KINDS[kind] for name, kind in kinds.items()}
+                include_columns=list(kinds), column_types=dict.fromkeys(kinds, pa.string())
             ),
         )
     except pa.ArrowInvalid as error:
         raise TableError(_fault(label, head.names, str(error))) from error
-    for place, (name, kind) in enumerate(kinds.items()):
-        if kind == "text":
-            found = found.set_column(place, name, pc.utf8_trim_whitespace(found[name]))
-        elif (endless := pc.is_inf(found[name]).fill_null(False).to_numpy()).any():
-            row = head.lines + 1 + int(endless.argmax())
-            raise TableError(
-                f"{label} row {row} column {name}: it is infinite: mend that row, or fetch the table again"
-            )
-    return found
+    columns = {name: pc.utf8_trim_whitespace(found[name]) for name in kinds}
+    for name, kind in kinds.items():
+        if kind == "number":
+            columns[name] = _numbers(columns[name], name, label, head.lines + 1)
+    return pa.table(columns)
+
+
+def _numbers(texts: pa.ChunkedArray, name: str, label: str, first: int) -> pa.ChunkedArray:
+    """Finite numbers, null where a cell is blank or says so; `first` is the number of the first row."""
+    given = pc.if_else(pc.is_in(texts, pa.array(NULLS)), None, texts)
+    distinct = given.unique().drop_null()
+    if wrong := [text for text in distinct.to_pylist() if not _is_number(text)]:
+        row = first + pc.index(given, wrong[0]).as_py()
+        raise TableError(
+            f"{label} row {row} column {name}: no number but invalid value {wrong[0][:SHOWN]!r}: mend that row, or "
+            "fetch the table again"
+        )
+    return given.cast(pa.float64())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(pa.scalar(text).cast(pa.float64()).as_py())
+    except pa.ArrowInvalid:
+        return False
 
 
 def _fault(label: str, header: list[str], message: str) -> str:
