@@ -3,9 +3,9 @@
 Reads the manifest and the tables that it pins. Writes `data/labels/<dataset>.parquet` (facts, see core/findings.py),
 `data/labels/<dataset>.left_out.parquet` (each row that is not used, with its reason), `data/boxes/<dataset>.parquet`
 and `reports/labels/<dataset>.terms.json`. Where params name a file of films, rows of others are left out. Stops on a
-table that is larger than params allow, a missing column, an unknown term, an image with two rows, a patient on both
-sides of a split, a list of films that names what is no image, a plug-in that hands over something else than it should,
-and when more rows are rejected than params allow.
+table that is larger than params allow, a missing column, an unknown term, a key that became a number, an image with two
+rows, ages or sexes that are null as a whole, a patient on both sides of a split, a list of films that names what is no
+image, a plug-in that hands over something else than it should, and when more rows are rejected than params allow.
 """
 
 import csv
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.core import arguments, files, findings, params, plugins
 from stages.sources import contracts, raw, splits
@@ -29,6 +31,15 @@ FACT_NAMES = {
     findings.IMPLIED: "implied",
     findings.MISSING: "missing",
 }
+SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+KNOWN = {  # as data sets' plug-ins read them
+    "age": "57, 057Y, 003M, 021D, from {} to {} years, or of two dates, 20140915 or 15/09/2014",
+    "sex": "M, F, Male, Female",
+}
+NO_ID = r"^(?i:|nan|<?na>?|#?n/a|none|null)$"
+AS_NUMBER = r"^[+-]?\d*(?:[.,]\d*(?:[eE][+-]?\d+)?|[eE]\+\d+)$"  # 8.39860E+35, 8E+35, 1.0
+DIGITS = r"^\d{22,}$"  # so many that such a one looks rounded by no accident
+EXACT_DIGITS = 17  # that a floating-point number holds at most
 SHOWN = 5  # rows or patients named in a message
 
 
@@ -62,14 +73,62 @@ def require_unique(rows: pd.DataFrame, dataset: str) -> None:
     raise ValueError(f"{dataset} has {twice['image'].nunique()} images with several rows: {'; '.join(listed)}")
 
 
+def require_ids(rows: pd.DataFrame) -> None:
+    """Check that no key is blank, or was taken for a number by the program that saved the table, which merges patients.
+
+    Raises:
+        ValueError: naming the first row, and the remedy.
+    """
+    for name in ("image", "patient", "study"):
+        ids = pa.array(rows[name])
+        digits = set(pc.filter(ids, pc.match_substring_regex(ids, DIGITS)).to_pylist())
+        faults = {
+            "is no name": pc.match_substring_regex(ids, NO_ID),
+            "a program took for a number": pc.match_substring_regex(ids, AS_NUMBER),
+            "a program rounded": rows[name].isin([text for text in digits if _is_rounded(text)]),
+        }
+        for fault, is_so in faults.items():
+            if (at := np.flatnonzero(is_so)).size:
+                row, file = rows.index[at[0]], rows["file"].iloc[at[0]]
+                raise ValueError(
+                    f"{file} row {row}: the {name} is {rows[name].iloc[at[0]]!r}, which {fault}, as are {at.size} of "
+                    f"{len(rows)} rows: mend them, or fetch the table again: others may have become the same"
+                )
+
+
+def _is_rounded(digits: str) -> bool:
+    return int(float(digits)) == int(digits) or not digits[EXACT_DIGITS:].strip("0")
+
+
 def clean(rows: pd.DataFrame, ages: tuple[float, float]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Null impossible ages and unknown sexes; the counts of both."""
     possible = rows["age"].between(*ages)
-    known = rows["sex"].isin(contracts.SEXES)
-    cleaned = rows.assign(
-        age=rows["age"].where(possible).astype(np.float64), sex=rows["sex"].where(known).astype("str")
-    )
+    sexes = rows["sex"].map({sex: SEXES.get(str(sex).lower()) for sex in rows["sex"].unique()})
+    known = sexes.notna()
+    cleaned = rows.assign(age=rows["age"].where(possible).astype(np.float64), sex=sexes.astype("str"))
     return cleaned, {"age": int((~possible).sum()), "sex": int((~known).sum())}
+
+
+def require_said(rows: pd.DataFrame, tables: raw.Tables, plugin: ModuleType) -> None:
+    """Check that ages and sexes are not null as a whole in a table that says them.
+
+    Args:
+        rows: as `clean` leaves them.
+        tables: file name -> table.
+        plugin: the data set's.
+
+    Raises:
+        ValueError: with the table, and the remedy.
+    """
+    unsaid = getattr(plugin, "UNSAID", {})
+    for table, frame in tables.items():
+        of_table = rows[rows["file"] == frame.attrs["file"]]
+        for name in ("age", "sex"):
+            if len(of_table) and name not in unsaid.get(table, ()) and of_table[name].isna().all():
+                raise ValueError(
+                    f"{frame.attrs['file']}: not one of {len(of_table)} rows has {name} that can be read: fetch "
+                    f"the table again (known are {KNOWN[name].format(*plugin.AGES)})"
+                )
 
 
 def assign_split(rows: pd.DataFrame, dataset: str, split: str, val_fraction: float, test_fraction: float) -> pd.Series:
@@ -143,8 +202,11 @@ def read_films(path: Path, plugin: ModuleType) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list of films at {path} (params.yaml: datasets.<name>.films): add it, or put null")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names = [row[0] for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names = [row[0].strip() for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table in UTF-8 ({error}): save it as that") from error
     first = 0 if path.suffix == ".txt" else 1
     keys = [raw.image_key(plugin, name) or raw.image_key(plugin, f"{name}.dcm") for name in names[first:]]
     for row, image in enumerate(keys, first + 1):
@@ -197,6 +259,15 @@ def explain_terms(terms: Mapping[str, int], plugin: ModuleType) -> dict[str, dic
     return explained
 
 
+def notes_of(tables: raw.Tables, plugin: ModuleType) -> dict[str, int]:
+    """What was ignored of tables, in words, and how often."""
+    own = getattr(plugin, "INDEX", None)
+    has_index = {name for name, table in tables.items() if table.attrs.get("index") not in (None, own)}
+    notes = {f"column without a name in {name}, ignored": 1 for name in tables if name in has_index}
+    blank = {name: table.attrs.get("blank", 0) for name, table in tables.items()}
+    return notes | {f"rows without any value in {name}, ignored": count for name, count in blank.items() if count}
+
+
 def empty_boxes() -> pd.DataFrame:
     """No boxes, in the contract's form."""
     kinds = {"image": "str", "finding": "str"} | dict.fromkeys(contracts.BOX_SIDES, np.float64)
@@ -226,8 +297,10 @@ def harmonize(
     """
     file = f"stages/datasets/{dataset}.py"
     rows, terms, notes = contracts.require_harmonized(plugin.harmonize(tables), plugin.TERMS, file)
+    require_ids(rows)
     require_unique(rows, dataset)
     rows, nulled = clean(rows, plugin.AGES)
+    require_said(rows, tables, plugin)
     split = assign_split(rows, dataset, choices.split, choices.val_fraction, choices.test_fraction)
     reason, is_fault = reasons(rows, split, choices.views)
     if films is not None:
@@ -240,6 +313,8 @@ def harmonize(
             f"{dataset}: {is_fault.sum()} of {len(rows)} rows are rejected, more than the share "
             f"{choices.max_rejected_rows:g} (params.yaml: datasets.{dataset}.max_rejected_rows): {counts}"
         )
+    if len(left_out) == len(rows):
+        raise ValueError(f"{dataset}: no row is left: {counts}")
     table = to_table(rows.assign(split=split)[reason == ""], vocabulary.names)
     contracts.check(table, contracts.labels(vocabulary.names), f"labels of {dataset}")
     groups = table.groupby("split")
@@ -253,7 +328,7 @@ def harmonize(
         "findings": count_facts(table, vocabulary.names),
         "together": count_together(table, vocabulary.in_order(plugin.TERMS)),
         "terms": explain_terms(terms, plugin),
-        "notes": notes,
+        "notes": notes | notes_of(tables, plugin),
     }
     return table, left_out.reset_index(drop=True), report
 

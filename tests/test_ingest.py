@@ -376,6 +376,139 @@ def test_members_that_are_no_image_are_named(project: Path) -> None:
     assert report["members_that_are_no_image"] == ["images/film.png"]
 
 
+FORK = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60)
+
+
+@pytest.mark.parametrize("fork", ["__MACOSX/{folder}/._{name}", "{folder}/._{name}", "{folder}/@eaDir/{name}/t.png"])
+@pytest.mark.parametrize("pack", [owners.zipped, owners.tar_gz])
+def test_resource_forks_and_thumbnails_are_no_films_and_are_counted(project: Path, pack: Any, fork: str) -> None:
+    rows = [owners.padchest_row(f"{place}_a.png", ["normal"]) for place in range(6)]
+    root = owners.padchest(project / "root", rows, images={})
+    (root / "0.zip").unlink()
+    images = {f"0/{row[0]}": png(film(place).astype(np.uint16) * 16) for place, row in enumerate(rows)}
+    forks = {fork.format(folder="0", name=name[2:]): FORK for name in images}
+    pack(root / "0.zip", {**forks, **images, "0/.DS_Store": b"x"})
+    squares, report = owners.ingested("padchest", root)
+    assert sorted(squares) == [row[0] for row in rows]
+    assert (report["rejected"], report["members_of_operating_systems"]) == ([], 7)
+    assert report["members_that_are_no_image"] == []
+
+
+def test_a_backslash_in_an_archive_parts_folders(project: Path) -> None:
+    rows = [owners.chexpert_row(owners.chexpert_path("train", place), No_Finding=1) for place in range(1, 4)]
+    root = owners.chexpert_zip(project / "root", rows)
+    path = root / "CheXpert-v1.0-small.zip"
+    expected, _ = owners.ingested("chexpert", root)
+    with zipfile.ZipFile(path) as archive:
+        members = {name.replace("/", "\\"): archive.read(name) for name in archive.namelist()}
+    owners.zipped(path, {"CheXpert-v1.0-small\\": b"", **members})
+    labels, _ = owners.harmonized("chexpert", root)
+    squares, _ = owners.ingested("chexpert", root)
+    assert sorted(squares) == labels.index.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("images_001.tar.gz", "w"), ("images_001.tar", "w:gz"), ("images_001.zip", "w:gz"), ("images_001.tgz", "w")],
+)
+def test_how_an_archive_is_packed_its_first_bytes_say(project: Path, name: str, mode: Any) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(3), images={})
+    with tarfile.open(root / name, mode) as archive:
+        for image, content in films(3).items():
+            info = tarfile.TarInfo(f"images/{image}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    squares, _ = owners.ingested("chestxray14", root)
+    assert sorted(squares) == sorted(films(3))
+
+
+def test_a_zip_called_tar_gz_and_a_tar_packed_twice_are_read(tmp_path: Path) -> None:
+    owners.zipped(tmp_path / "x.tar.gz", films(3))
+    owners.tar_gz(tmp_path / "y.tar.gz", films(3))
+    (tmp_path / "z.tar.gz").write_bytes(gzip.compress((tmp_path / "y.tar.gz").read_bytes()))
+    for name in ("x.tar.gz", "y.tar.gz", "z.tar.gz"):
+        assert {member.name: member.read() for member in archives.members(tmp_path / name)} == films(3)
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>sign in</html>"])
+@pytest.mark.parametrize("name", ["images.zip", "images_001.tar.gz"])
+def test_an_archive_that_is_none_is_refused_with_the_remedy(project: Path, content: bytes, name: str) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(3), images={})
+    (root / name).write_bytes(content)
+    with pytest.raises(archives.ArchiveError, match=rf"{name} is damaged or cut short .*fetch it again"):
+        owners.ingested("chestxray14", root)
+
+
+def test_archives_in_an_archive_are_named_with_the_remedy(project: Path) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(2), images={})
+    owners.zipped(root / "images.zip", {f"images_{place:03d}.zip": b"" for place in range(1, 13)})
+    first = "images_001.zip, images_002.zip, images_003.zip"
+    with pytest.raises(
+        archives.ArchiveError, match=rf"images.zip holds no film but archives \(12, e.g. {first}\).*unpack"
+    ):
+        owners.ingested("chestxray14", root)
+    owners.zipped(root / "images.zip", films(2) | {"images_002.zip": b"", "images_003.tar.gz": b""})
+    assert owners.ingested("chestxray14", root)[1]["left_unread"] == {
+        "count": 2, "first": ["images_002.zip", "images_003.tar.gz"],
+    }  # fmt: skip
+
+
+def test_an_archive_with_other_names_in_it_is_named_with_three_of_them(project: Path) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(2), images={})
+    owners.zipped(root / "images.zip", {f"{place}.png": b"" for place in range(5)})
+    with pytest.raises(ValueError, match=r"chestxray14 holds no image; .*other names \(5, e.g. 0.png, 1.png, 2.png\)"):
+        owners.ingested("chestxray14", root)
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".jpg", ".JPG", ".jpeg", ".JPEG", ".jfif"])
+def test_a_films_key_is_its_official_stem_and_films_saved_again_are_counted(project: Path, suffix: str) -> None:
+    encode = png if suffix == ".PNG" else owners.jpeg
+    images = {
+        name if place % 2 else f"{name[:-4]}{suffix}": png(film(place)) if place % 2 else encode(film(place))
+        for place, name in enumerate(films(6))
+    }
+    squares, report = owners.ingested("chestxray14", nih_of(project / "root", images))
+    assert sorted(squares) == sorted(films(6))
+    assert report.get("saved_again_as") == (None if suffix == ".PNG" else {"JPEG": 3})
+    rows = [owners.padchest_row(f"{place}_a.png", ["normal"]) for place in range(3)]
+    packed = {f"{row[0][:-4]}{suffix}": encode(film(place)) for place, row in enumerate(rows)}
+    squares, report = owners.ingested("padchest", owners.padchest(project / "padchest", rows, packed))
+    assert sorted(squares) == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "folder", ["CheXpert-v1.0_batch_2_train_1", "train_1", "a/CheXpert-v1.0 batch 2 (train 1)", "x"]
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png"])
+def test_the_part_of_a_film_of_chexpert_is_its_patients_where_the_folder_does_not_say_it(
+    project: Path, folder: str, suffix: str
+) -> None:
+    rows = [owners.chexpert_row(owners.chexpert_path("train", place), No_Finding=1) for place in (1, 64540)]
+    root = owners.chexpert_zip(project / "root", rows)
+    with zipfile.ZipFile(root / "CheXpert-v1.0-small.zip") as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    (root / "CheXpert-v1.0-small.zip").unlink()
+    renamed = {name.replace("train/", f"{folder}/").replace(".jpg", suffix): members[name] for name in members}
+    owners.in_folder(root, renamed)
+    labels, _ = owners.harmonized("chexpert", root)
+    squares, _ = owners.ingested("chexpert", root)
+    assert sorted(squares) == labels.index.tolist()
+    assert len(squares) == 3
+
+
+@pytest.mark.parametrize("other", [".PNG", ".jpg", ".dcm"])
+@pytest.mark.parametrize(("file", "pack"), [("images", owners.in_folder), ("images.zip", owners.zipped)])
+def test_two_files_of_one_film_are_refused_whatever_their_format(
+    project: Path, other: str, file: str, pack: Any
+) -> None:
+    root = owners.nih(project / "root", owners.nih_rows(3), images={})
+    pack(root / file, films(3) | {f"{nih_name(2)[:-4]}{other}": png(film(9))})
+    with pytest.raises(
+        ValueError, match=rf"1 images lie in two places, e.g. {nih_name(2)} in {file}.* and {file}.*leave one"
+    ):
+        owners.ingested("chestxray14", root)
+
+
 def cut(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])

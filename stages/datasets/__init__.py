@@ -16,6 +16,11 @@ A file defines
 and may define
 
     OPTIONAL_TABLES           as TABLES: read where they are there
+    OLDER_NAMES               table -> other file names of it, tried in their order where it is not there
+    INDEX                     "" if the first column of the owner's own table has no name; otherwise it is said that
+                              one without a name was ignored
+    UNSAID                    table -> those of ("age", "sex") that it never says; otherwise a table for which all of
+                              them come out null stops the stage
     boxes(tables)             -> image, finding, x, y, width, height as fractions of the image side
     bit_depths(tables)        -> {image: stored bits} for 16-bit images
     sizes(tables)             -> {image: (width, height)} where a table says it
@@ -26,16 +31,19 @@ and may define
                               "sha256:..."), `url` (none: the owner hands it out after registration), and `alone`
                               (True: this file by itself is the whole data set, a smaller release)
 
-An image may also be a DICOM file: `<name>.dcm` has the key of `<name>.png` or `<name>.jpg`.
+`image_key` need know the owner's names only: a film may also be stored as PNG, JPEG or DICOM, with the suffix in any
+case, and then has the key of `<name>.png` or `<name>.jpg`.
 
-`tables` is {file name: DataFrame} of the columns in TABLES, indexed by row number, text never null (a blank is "").
+`tables` is {file name: DataFrame} of the columns in TABLES, indexed by row number, text never null (a blank is "") and
+without white space at its ends; rows without any value are left out.
 `harmonize` returns every row of the source, none left out, as a DataFrame indexed by row number:
 
-    image, patient, study     keys, text
+    image, patient, study     keys, text, as the owner writes them: one that a program took for a number
+                              (8.39860E+35, 1.0) is refused with its row
     file                      where the row stands, `attrs["file"]` of its table: for messages
     view                      PA, AP, AP_horizontal, lateral, frontal (PA or AP, not said which), or the source's own
                               word (params choose the views)
-    sex                       M, F, or anything else (nulled and counted)
+    sex                       M, F, or anything else (nulled and counted; Male, Female and small letters will do)
     age                       years, a number or NaN
     label_source              report (mined), model, or physician
     official                  train_val, test, later_test (a second test set, for `split: later_test`), or "" where the

@@ -57,18 +57,27 @@ ABOUT = {"Path": "text", "Sex": "text", "Age": "number", "Frontal/Lateral": "tex
 LABELS = dict.fromkeys((NORMAL, *(terms[0] for terms in TERMS.values())), "number")
 TABLES = {TRAIN: ABOUT | LABELS, VALID: ABOUT | LABELS}
 OPTIONAL_TABLES = {LATER_TEST: {"Path": "text"} | LABELS}
+UNSAID = {LATER_TEST: ("age", "sex")}
 CODES = {1.0: findings.PRESENT, 0.0: findings.ABSENT, -1.0: findings.UNCERTAIN}
 
-# the full release's zips hold patient folders directly: "CheXpert-v1.0 batch 2 (train 1)/patient00001/..."
-VIEW = r"view\d+_(?:frontal|lateral)\.jpg"
-PATH = rf"^(?:[^/]*/)?(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>{VIEW})$"
-IMAGE = re.compile(rf"(?:.*/)?(?:(train|valid|test)|[^/]*\(train[^/]*\))/(patient\d+/study\d+/{VIEW})")
+SIDES = ("Frontal", "Lateral")
+VIEW = r"view\d+_(?:frontal|lateral)"
+FILM = rf"(?P<patient>patient(?P<number>\d+))/(?P<study>study\d+)/(?P<view>{VIEW})\."
+PATH = rf"^(?:.*/)?(?P<part>train|valid|test)/{FILM}(?i:jpe?g|png|dcm)$"
+IMAGE = re.compile(rf"(?:(?:.*/)?(?P<folder>[^/]*)/)?{FILM}jpg")
+# the full release's zips hold patient folders directly ("CheXpert-v1.0 batch 2 (train 1)/patient00001/..."), and people
+# rename these: then the number says the part
+PARTS = {"train": 64540, "valid": 64740, "test": 65240}  # -> the highest number of a patient
 
 
 def image_key(name: str) -> str | None:
     """The path below the release's folder, e.g. ``train/patient00001/study1/view1_frontal.jpg``."""
-    found = IMAGE.fullmatch(name)
-    return f"{found[1] or 'train'}/{found[2]}" if found else None
+    if not (found := IMAGE.fullmatch(name)):
+        return None
+    part = found["folder"]
+    if part not in PARTS:
+        part = next((part for part, highest in PARTS.items() if int(found["number"]) <= highest), None)
+    return f"{part}/{found['patient']}/{found['study']}/{found['view']}.jpg" if part else None
 
 
 def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, int], dict[str, int]]:
@@ -92,17 +101,23 @@ def _part(table: pd.DataFrame, official: str, label_source: str) -> pd.DataFrame
         raise ValueError(
             f"{file} row 1: unknown finding {unknown[0]!r}; allowed columns are {', '.join(TABLES[TRAIN])}"
         )
-    found = pc.extract_regex(pa.array(table["Path"]), PATH)  # ten times as fast as pandas' own
+    path = table["Path"].str.replace("\\", "/", regex=False)
+    found = pc.extract_regex(pa.array(path), PATH)  # ten times as fast as pandas' own
     if found.null_count:
         row = table.index[found.is_null().to_pylist().index(True)]
-        raise ValueError(f"{file} row {row}: Path {table['Path'][row]!r} does not match {PATH}")
-    part, patient, study, view = (pd.Series(column.to_pandas().to_numpy(), table.index) for column in found.flatten())
+        raise ValueError(f"{file} row {row}: Path {table['Path'][row]!r} does not match {PATH}: mend that row")
+    for row in table.index[~table["Frontal/Lateral"].isin(SIDES)]:
+        raise ValueError(
+            f"{file} row {row}: Frontal/Lateral is {table['Frontal/Lateral'][row]!r}; allowed are {' and '.join(SIDES)}"
+        )
+    columns = [pd.Series(column.to_pandas().to_numpy(), table.index) for column in found.flatten()]
+    part, patient, _, study, view = columns
     study = patient + "/" + study
     frontal = table["Frontal/Lateral"] == "Frontal"
     contradictory = frontal & table["AP/PA"].isin(["LL", "RL"])
     rows = pd.DataFrame(
         {
-            "image": part + "/" + study + "/" + view,
+            "image": part + "/" + study + "/" + view + ".jpg",
             "file": file,
             "patient": patient,
             "study": study,

@@ -7,11 +7,14 @@ where the report says `unchanged`: then what it leaves out is not known.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.core import findings
 
@@ -133,7 +136,19 @@ UNMAPPED = (
     "vertebral compression", "vertebral degenerative changes", "volume loss",
 )  # fmt: skip
 AGES = (0, 120)
+BITS = range(1, 17)  # of a PNG
+IMAGE = r"^(?:.*[/\\])?(?P<stem>[^/\\]+)\.(?i:png|jpe?g|dcm)$"
 NO_LIST = ("", "nan")  # what stands in place of a label list in 103 rows
+WRITTEN_AGAIN = (*NO_LIST, "na", "n/a", "none", "null")  # by other programs, in any case
+INDEX = ""  # the table's first column has no name
+# the owner's 20140915, and what spreadsheets and other programs make of it; of both orders of day and month, which no
+# single date tells apart, the year is the same, and only the year is taken
+TIME = r"(?:[ T][\d:.]+(?: ?[AP]M)?)?"
+DATES = (
+    r"(?P<year>\d{4})(?P<one>\d\d)(?P<other>\d\d)(?:\.0)?",
+    rf"(?P<year>\d{{4}})([-/.])(?P<one>\d{{1,2}})\2(?P<other>\d{{1,2}}){TIME}",
+    rf"(?P<one>\d{{1,2}})([-/.])(?P<other>\d{{1,2}})\2(?P<year>\d{{4}}){TIME}",
+)
 VIEWS = {"L": "lateral"}
 SOURCES = {"Physician": "physician", "RNN_model": "model"}
 
@@ -141,7 +156,7 @@ SOURCES = {"Physician": "physician", "RNN_model": "model"}
 def image_key(name: str) -> str | None:
     """The file name, which is the ImageID of the table."""
     base = PurePosixPath(name).name
-    return base if base.lower().endswith(".png") else None
+    return base if base.endswith(".png") else None
 
 
 def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, int], dict[str, int]]:
@@ -150,7 +165,7 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
     codes, texts = pd.factorize(table["Labels"])
     mentioned, vocabulary = _mentioned(table, codes, [str(text) for text in texts])
     facts, reasons = _facts(mentioned, vocabulary)
-    reasons[np.isin(texts, NO_LIST)] = "no label list"
+    reasons[[str(text).lower() in WRITTEN_AGAIN for text in texts]] = "no label list"
     source = table["MethodLabel"].map(SOURCES)
     for row in table.index[source.isna()]:
         raise ValueError(
@@ -159,13 +174,13 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
         )
     rows = pd.DataFrame(
         {
-            "image": table["ImageID"],
+            "image": _images(table),
             "file": table.attrs["file"],
             "patient": table["PatientID"],
             "study": table["StudyID"],
             "view": table["Projection"].replace(VIEWS),
             "sex": table["PatientSex_DICOM"],
-            "age": pd.to_numeric(table["StudyDate_DICOM"].str[:4], errors="coerce") - table["PatientBirth"],
+            "age": _years(table["StudyDate_DICOM"]) - table["PatientBirth"],
             "label_source": source,
             "official": "",
             "dropped": reasons[codes],
@@ -179,14 +194,45 @@ def harmonize(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[st
 def bit_depths(tables: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     """Bits stored of each image: 12 or 10 of the 16 in its PNG."""
     table = tables[ENTRIES].dropna(subset=["BitsStored_DICOM"])
-    return dict(zip(table["ImageID"], table["BitsStored_DICOM"].astype(int), strict=True))
+    for row in table.index[~table["BitsStored_DICOM"].isin(BITS)]:
+        raise ValueError(
+            f"{table.attrs['file']} row {row}: BitsStored_DICOM is {table['BitsStored_DICOM'][row]:g}; allowed are "
+            f"{BITS[0]} to {BITS[-1]}: mend that row"
+        )
+    return dict(zip(_images(table), table["BitsStored_DICOM"].astype(int), strict=True))
 
 
 def sizes(tables: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]]:
     """Width and height of each image."""
     table = tables[ENTRIES].dropna(subset=["Columns_DICOM", "Rows_DICOM"])
     sides = zip(table["Columns_DICOM"].astype(int), table["Rows_DICOM"].astype(int), strict=True)
-    return dict(zip(table["ImageID"], sides, strict=True))
+    return dict(zip(_images(table), sides, strict=True))
+
+
+def _images(table: pd.DataFrame) -> pd.Series:
+    """The images' names, whatever folder and suffix a copy of the table gives them."""
+    found = pc.extract_regex(pa.array(table["ImageID"]), IMAGE)
+    if found.null_count:
+        row = table.index[found.is_null().to_pylist().index(True)]
+        raise ValueError(
+            f"{table.attrs['file']} row {row}: ImageID {table['ImageID'][row]!r} is no film's name: mend that row"
+        )
+    (stem,) = (column.to_pandas().to_numpy() for column in found.flatten())
+    return pd.Series(stem, table.index, dtype="str") + ".png"
+
+
+def _years(dates: pd.Series) -> pd.Series:
+    """The years of dates; NaN for what is none."""
+    codes, texts = pd.factorize(dates)
+    return pd.Series(np.array([_year(str(text)) for text in texts])[codes], dates.index)
+
+
+def _year(date: str) -> float:
+    found = next((found for form in DATES if (found := re.fullmatch(form, date))), None)
+    if not found:
+        return np.nan
+    month, day = sorted(int(found[name]) for name in ("one", "other"))
+    return float(found["year"]) if 1 <= month <= 12 and day <= 31 else np.nan
 
 
 def _mentioned(table: pd.DataFrame, codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -195,7 +241,7 @@ def _mentioned(table: pd.DataFrame, codes: np.ndarray, texts: list[str]) -> tupl
     columns = {term: column for column, term in enumerate(vocabulary)}
     mentioned = np.zeros((len(texts), len(vocabulary)), np.uint8)
     for place, text in enumerate(texts):
-        if text in NO_LIST:
+        if text.lower() in WRITTEN_AGAIN:
             continue
         try:
             for term in _terms(text):

@@ -2,9 +2,10 @@
 
 Reads the manifest and the image files that it pins. Writes `data/images/<dataset>/` (index and uint8 shards, in order
 of the image's key) and `reports/labels/<dataset>.images.json` (what was read, rejected and why, which images are
-identical or nearly so). Stops on a damaged archive, an image that lies in two places, and when more images are rejected
-than params allow. A run that is killed goes on after the last finished chunk. Decoding runs in threads, or on a Dask
-cluster that params name: the main process streams the archives and sends it chunks.
+identical or nearly so, how many are in another format than the owner's, what else looked like an image). Stops on a
+damaged archive, an archive that holds archives in place of images, an image that lies in two places, and when more
+images are rejected than params allow. A run that is killed goes on after the last finished chunk. Decoding runs in
+threads, or on a Dask cluster that params name: the main process streams the archives and sends it chunks.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from stages.core import arguments, files, params, plugins
 from stages.ingest import duplicates
+from stages.ingest.beside import Met
 from stages.ingest.decoding import FULL_BITS, ImageError, Stated, to_square
 from stages.learning import checkpoints
 from stages.sources import archives, raw
@@ -88,11 +90,15 @@ class Group:
     names: tuple[str, ...]
 
 
-def groups(manifest: Any, plugin: ModuleType) -> list[Group]:
+def groups(root: Path, manifest: Any, plugin: ModuleType) -> list[Group]:
     """The manifest's files that hold images: each archive alone, and the loose image files together."""
     pinned = manifest["files"]
-    packed = [[file] for file in pinned if archives.is_archive(file["name"])]
     loose = [file for file in pinned if raw.image_key(plugin, file["name"]) is not None]
+    packed = [
+        [file]
+        for file in pinned
+        if raw.image_key(plugin, file["name"]) is None and archives.is_archive(root / file["name"])
+    ]
     return [
         Group(hashlib.sha256(json.dumps(of_group).encode()).hexdigest()[:16], tuple(file["name"] for file in of_group))
         for of_group in [*packed, loose]
@@ -104,25 +110,25 @@ class Reader:
     """The images of a root.
 
     Attributes:
-        others: names of the members met by the latest `read` that are no image.
+        met: by the latest `read`.
     """
 
     def __init__(self, root: Path, plugin: ModuleType, stated: dict[str, Stated], max_pixels: int) -> None:
         self.root = root
         self.plugin = plugin
         self.stated = stated
-        self.others: list[str] = []
+        self.met = Met()
         self.max_bytes = max_pixels * MAX_BYTES_PER_PIXEL + HEADER_BYTES
 
     def read(self, names: Sequence[str], skip: int) -> Iterator[Source]:
         """The images in some files of the manifest, but for the first `skip`, which are not even unpacked."""
         passed = 0
-        self.others = []
+        self.met = Met()
         for name in names:
             for member in self._members(name):
                 image = raw.image_key(self.plugin, member.name)
+                self.met.note(member.name, image)
                 if image is None:
-                    self.others.append(member.name)
                     continue
                 passed += 1
                 if passed > skip:
@@ -130,7 +136,7 @@ class Reader:
 
     def _members(self, name: str) -> Iterator[archives.Member]:
         path = self.root / name
-        if archives.is_archive(name):
+        if raw.image_key(self.plugin, name) is None:
             yield from archives.members(path)
         else:
             yield archives.Member(name, path.stat().st_size, path.read_bytes)
@@ -169,7 +175,7 @@ def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, worker
     """Decode a group into numbered chunks below `kept`, going on after those that are there.
 
     Raises:
-        ArchiveError: the archive is damaged; the chunks before the damage stay.
+        ArchiveError: the archive is damaged, and the chunks before the damage stay; or it holds archives and no image.
     """
     complete = kept / f"{group.key}.complete"
     there = chunks(kept, group)
@@ -193,7 +199,9 @@ def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, worker
             checkpoints.write(name.with_suffix(".u8"), pixels)
             checkpoints.write(name.with_suffix(".json"), json.dumps([asdict(record) for record in records]).encode())
             bar.update(len(records))
-    checkpoints.write(complete, json.dumps(sorted(reader.others)).encode())
+    if not chunks(kept, group):
+        reader.met.require_no_archives(group.names[0])
+    checkpoints.write(complete, json.dumps(asdict(reader.met)).encode())
 
 
 @contextmanager
@@ -250,19 +258,20 @@ def gather(paths: list[Path]) -> pd.DataFrame:
         first = twice[twice["image"] == twice["image"].iloc[0]]
         raise ValueError(
             f"{twice['image'].nunique()} images lie in two places, e.g. {first['image'].iloc[0]} in "
-            f"{' and '.join(first['source'])}: leave one of them in the root"
+            f"{' and '.join(first['source'])}: leave one of them in the root, whatever its folder and format"
         )
     return table
 
 
-def require_enough(table: pd.DataFrame, dataset: str, limit: float) -> None:
-    """Check that few enough images were rejected.
+def require_enough(table: pd.DataFrame, dataset: str, limit: float, others: list[str]) -> None:
+    """Check that there are images, and few enough were rejected.
 
     Raises:
-        ValueError: with the reasons.
+        ValueError: with the reasons, or the names that were found instead.
     """
     if table.empty:
-        raise ValueError(f"{dataset} holds no image")
+        found = f"; its archives hold members of other names ({raw.few(others)})" if others else ""
+        raise ValueError(f"{dataset} holds no image{found}: see data/README.md for the owners' layouts")
     rejected = table[table["reason"] != ""]
     if len(rejected) > limit * len(table):
         first = rejected.drop_duplicates("reason")
@@ -303,8 +312,8 @@ def stated_of(root: Path, manifest: Any, plugin: ModuleType, check_size: bool, m
     return {image: Stated(bits.get(image, FULL_BITS), sizes.get(image)) for image in {**bits, **sizes}}
 
 
-def summarize(table: pd.DataFrame, dataset: str, others: list[str], max_bits: int) -> dict[str, Any]:
-    """What was read, what was rejected and why, and which images have the same pixels, or nearly."""
+def summarize(table: pd.DataFrame, dataset: str, others: list[str], told: Any, max_bits: int) -> dict[str, Any]:
+    """What was read, what was rejected and why, which images have the same pixels, or nearly, and what else was met."""
     rejected = table[table["reason"] != ""]
     accepted = table[table["reason"] == ""]
     same = accepted[accepted["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)["image"]
@@ -320,6 +329,7 @@ def summarize(table: pd.DataFrame, dataset: str, others: list[str], max_bits: in
         "identical": sorted(images.tolist() for _, images in same),
         "near_duplicates": [[names[one], names[other]] for one, other in alike],
         "members_that_are_no_image": others,
+        **told,
     }
 
 
@@ -335,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
     raw.require_pinned(root, manifest)
     stated = stated_of(root, manifest, plugin, settings.check_size, max_table_mb)
     reader = Reader(root, plugin, stated, settings.max_pixels)
-    todo = groups(manifest, plugin)
+    todo = groups(root, manifest, plugin)
     facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES}
     facts["stated"] = {image: asdict(about) for image, about in stated.items()}
     with checkpoints.folder(f"ingest-{args.dataset}", **facts, opencv=cv2.__version__) as kept:
@@ -343,9 +353,12 @@ def main(argv: list[str] | None = None) -> None:
             for group in todo:
                 decode_group(kept, group, reader, settings, workers, bar)
         table = gather([path for group in todo for path in chunks(kept, group)])
-        others = [name for group in todo for name in files.read_json(kept / f"{group.key}.complete")]
-        require_enough(table, args.dataset, limit)
+        met = Met.of_all(files.read_json(kept / f"{group.key}.complete") for group in todo)
+        require_enough(table, args.dataset, limit, met.others)
         with files.output(f"data/images/{args.dataset}") as folder:
             write_shards(table, kept, folder, settings.size_px, settings.shard_images)
         with files.output(f"reports/labels/{args.dataset}.images.json") as path:
-            files.write_json(summarize(table, args.dataset, others, settings.near_duplicate_bits), path)
+            told = met.told(manifest["unused"].get("images", {}))
+            if unread := told.get("left_unread"):
+                print(f"{unread['count']} images or archives were left unread, e.g. {unread['first']}", file=sys.stderr)
+            files.write_json(summarize(table, args.dataset, met.others, told, settings.near_duplicate_bits), path)
