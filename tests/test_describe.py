@@ -149,6 +149,16 @@ def test_near_duplicates_are_named_up_to_a_few(project: Path) -> None:
     assert "9a.png = 9b.png and 2 more in <code>reports/labels/padchest.images.json</code>." in html
 
 
+def test_films_in_another_format_and_files_left_unread_are_told_where_there_are_any(project: Path) -> None:
+    assert not any("left unread" in page or "owner ships" in page for page in run(project))
+    path = project / "reports/labels/padchest.images.json"
+    met = {"saved_again_as": {"JPEG": 1234}, "left_unread": {"count": 2, "first": ["a <b>.tif", "c.zip"]}}
+    files.write_json(files.read_json(path) | met, path)
+    html, markdown = run(project)
+    assert "\n* 1,234 films are JPEG, which is not what the owner ships.\n* 2 image files, or" in markdown
+    assert "archives in archives, were left unread, e.g. a &lt;b&gt;.tif, c.zip.</li>" in html
+
+
 def test_findings_together_are_shares_of_the_rows_films(project: Path) -> None:
     html, markdown = run(project)
     table = section(markdown, "chestxray14").split("### What its films show together")[1]
