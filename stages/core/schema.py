@@ -131,6 +131,7 @@ class Ingest(Section):
     shard_images: Count
     max_pixels: Count
     check_size: bool
+    min_range: Share
     near_duplicate_bits: Annotated[int, Field(ge=0, le=6)]
     dask_scheduler: str | None
 
