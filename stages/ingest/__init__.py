@@ -37,7 +37,7 @@ CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
 MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
 HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
 LEVELS = 255  # between black and white
-LITTLE = 1 / 8  # of the range: a film that uses less and is kept is listed
+LITTLE = 1 / 8  # of them: a film that is kept though its square spans less is listed
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Limits:
-    """What images may be, by `ingest` of params.yaml."""
+    """What `to_square` holds images to, by `ingest` of params.yaml."""
 
     size_px: int
     max_pixels: int
@@ -87,14 +87,12 @@ def decode_chunk(chunk: list[Source], limits: Limits) -> tuple[list[Record], byt
         try:
             if source.content is None:
                 raise ImageError(source.reason)
-            square = to_square(source.content, source.stated, limits.size_px, limits.max_pixels)
-            levels = int(square.max()) - int(square.min())
-            if levels < limits.min_range * LEVELS:
-                raise ImageError("uses less of its range than ingest.min_range")
+            square = to_square(source.content, source.stated, **asdict(limits))
         except ImageError as error:
             records.append(Record(source.image, source.file, "", "", 0, str(error)))
         else:
             content = square.tobytes()
+            levels = int(square.max()) - int(square.min())
             seen = (hashlib.sha256(content).hexdigest(), duplicates.fingerprint(square), levels)
             records.append(Record(source.image, source.file, *seen, ""))
             squares.append(content)

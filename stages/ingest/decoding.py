@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.ingest import dicom, headers, raster
-from stages.ingest.headers import JPEG, PNG, Header, ImageError
+from stages.ingest.dicom import brightness, dicom_header, dicom_size
+from stages.ingest.headers import JPEG, PNG, Header, ImageError, of_jpeg, of_png
+from stages.ingest.raster import grey
 
 FULL_BITS = 16
 DEPTHS = (8, 10, 12, 14, FULL_BITS)  # that detectors and exports have
+SAMPLE = 2**16
+EXTREMES = 0.001  # of the pixels at either end: dead ones of the detector, which say nothing of the picture
 DICOM = b"DICM"
 DICOM_AT = 128  # bytes before its mark
 
@@ -35,7 +38,7 @@ class Stated:
     size: tuple[int, int] | None = None
 
 
-def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int) -> np.ndarray:
+def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int, min_range: float = 0.0) -> np.ndarray:
     """Decode an image file to an 8-bit grey square.
 
     Args:
@@ -43,6 +46,8 @@ def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int) -> 
         stated: what its table says of it.
         size_px: side of the result.
         max_pixels: larger images are refused before they are decoded.
+        min_range: share of its range that an image must use, but for the EXTREMES of its pixels. One whose pixels are
+            all alike is refused with any.
 
     Returns:
         uint8 (size_px, size_px).
@@ -61,10 +66,19 @@ def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int) -> 
         raise
     except Exception as error:  # of a kind that nobody can list: one film must not end the run
         raise ImageError(f"damaged {kind}, whose pixels cannot be read") from error
+    if _span(image) < min_range * brightest:
+        raise ImageError("uses less of its range than ingest.min_range")
     square = square if square.dtype == np.uint8 else np.round(square * (255 / brightest)).astype(np.uint8)
     if square.min() == square.max():
         raise ImageError("without contrast: all its pixels are alike")
     return square
+
+
+def _span(image: np.ndarray) -> float:
+    """From the dark to the bright end of an image's values, without EXTREMES, by about SAMPLE of its pixels."""
+    values = np.sort(image.ravel()[:: max(1, image.size // SAMPLE)])
+    left_out = int(len(values) * EXTREMES)
+    return float(values[-1 - left_out]) - float(values[left_out])
 
 
 def _kind(content: bytes) -> str:
@@ -81,12 +95,12 @@ def _kind(content: bytes) -> str:
 def _decode(content: bytes, kind: str, stated: Stated, max_pixels: int) -> tuple[np.ndarray, int]:
     """The upright image, uint8, uint16 or float32 (height, width), and its brightest possible value."""
     if kind == "DICOM":
-        file = dicom.header(content)
-        _require_size(dicom.size(file), stated, max_pixels)
-        return dicom.decode(file), 1
-    header = headers.of_png(content) if kind == "PNG" else headers.of_jpeg(content)
+        file = dicom_header(content)
+        _require_size(dicom_size(file), stated, max_pixels)
+        return brightness(file), 1
+    header = of_png(content) if kind == "PNG" else of_jpeg(content)
     _require_size(header.shown_size, stated, max_pixels)
-    image = raster.grey(content, header)
+    image = grey(content, header)
     return _upright(image, header.orientation), 2 ** _bits(image, header, stated.bits) - 1
 
 

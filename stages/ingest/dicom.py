@@ -24,8 +24,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from stages.ingest import headers, raster
-from stages.ingest.headers import ImageError
+from stages.ingest.headers import ImageError, of_jpeg
+from stages.ingest.raster import grey
 
 META_BYTES = 4096  # of a DICOM, which name its compression
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -37,7 +37,7 @@ IMAGE_STARTS = (
 )  # JPEG and JPEG-LS, JPEG 2000 without and with boxes
 
 
-def header(content: bytes) -> pydicom.FileDataset:
+def dicom_header(content: bytes) -> pydicom.FileDataset:
     """A DICOM file; its pixels stay encoded.
 
     Raises:
@@ -49,7 +49,7 @@ def header(content: bytes) -> pydicom.FileDataset:
     return pydicom.dcmread(io.BytesIO(content))
 
 
-def size(dicom: pydicom.FileDataset) -> tuple[int, int]:
+def dicom_size(dicom: pydicom.FileDataset) -> tuple[int, int]:
     """Width and height of its one grey frame.
 
     Raises:
@@ -61,7 +61,7 @@ def size(dicom: pydicom.FileDataset) -> tuple[int, int]:
     return int(dicom.get("Columns") or 0), int(dicom.get("Rows") or 0)
 
 
-def decode(dicom: pydicom.FileDataset) -> np.ndarray:
+def brightness(dicom: pydicom.FileDataset) -> np.ndarray:
     """Brightness as it is displayed, float32 in [0, 1] (height, width).
 
     Raises:
@@ -150,10 +150,10 @@ def _of_jpeg(frame: bytes, shape: tuple[int, int], bits: int) -> np.ndarray:
     if bits > 8:
         raise _unread(JPEGExtended12Bit)
     try:
-        header = headers.of_jpeg(frame)
+        header = of_jpeg(frame)
         if header.planes != 1 or header.size != shape[::-1]:
             raise _not_one_frame()
-        return raster.grey(frame, header).astype(np.int64)
+        return grey(frame, header).astype(np.int64)
     except ImageError as error:
         raise ImageError(f"damaged DICOM: {error}") from error
 

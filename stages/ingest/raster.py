@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from stages.ingest import scans
 from stages.ingest.headers import Header, ImageError
+from stages.ingest.scans import require_whole
 
 DTYPES = (np.uint8, np.uint16)
 
@@ -16,7 +16,7 @@ def grey(content: bytes, header: Header) -> np.ndarray:
         ImageError: it is damaged, or of a kind that cannot be decoded.
     """
     if header.segments:
-        scans.require_whole(header)
+        require_whole(header)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ImageError("cannot be decoded")
