@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,7 +87,7 @@ def decode_chunk(chunk: list[Source], limits: Limits) -> tuple[list[Record], byt
         try:
             if source.content is None:
                 raise ImageError(source.reason)
-            square = to_square(source.content, source.stated, **asdict(limits))
+            square = to_square(source.content, source.stated, *astuple(limits))
         except ImageError as error:
             records.append(Record(source.image, source.file, "", "", 0, str(error)))
         else:

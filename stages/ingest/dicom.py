@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_fragments
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import get_j2k_parameters
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -27,6 +30,9 @@ from pydicom.uid import (
 from stages.ingest.headers import ImageError, of_jpeg
 from stages.ingest.raster import grey
 
+PIXELS = Tag("PixelData")
+TRAILERS = (0xFFFA, 0xFFFC)  # groups that may follow it, as private ones may: signatures and padding
+UNDEFINED = 0xFFFFFFFF  # length
 META_BYTES = 4096  # of a DICOM, which name its compression
 GREY = ("MONOCHROME1", "MONOCHROME2")
 JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit)
@@ -41,12 +47,19 @@ def dicom_header(content: bytes) -> pydicom.FileDataset:
     """A DICOM file; its pixels stay encoded.
 
     Raises:
-        ImageError: it is deflated.
+        ImageError: it is deflated, or bytes follow its pixels that are no element.
         Exception: of any kind, by pydicom: it is damaged.
     """
     if DeflatedExplicitVRLittleEndian.encode() in content[:META_BYTES]:
         raise ImageError("a deflated DICOM, whose size is not known before it is unpacked")
-    return pydicom.dcmread(io.BytesIO(content))
+    dicom = pydicom.dcmread(io.BytesIO(content))
+    pixels = dicom.get_item(PIXELS)
+    if isinstance(pixels, RawDataElement) and pixels.length != UNDEFINED:
+        after = content[pixels.value_tell + pixels.length :]
+        following = min((tag for tag in set(dicom.keys()) if tag > PIXELS), default=PIXELS)
+        if after.strip(b"\0") and not (following.is_private_creator or following.group in TRAILERS):
+            raise ImageError("damaged DICOM: its pixels are more than their length says")
+    return dicom
 
 
 def dicom_size(dicom: pydicom.FileDataset) -> tuple[int, int]:
@@ -124,6 +137,7 @@ def _raw(dicom: pydicom.FileDataset, allocated: int) -> tuple[np.ndarray, int]:
         raise _not_one_frame()
     if syntax in JPEG_SYNTAXES:
         return _of_jpeg(frame, shape, int(dicom.BitsStored)), 8
+    dicom.NumberOfFrames = dicom.SamplesPerPixel = 1  # as was found, also where they are empty
     unmasked: Any = {"correct_unused_bits": False}  # is done by the caller, who knows HighBit
     values, _ = _decoder(syntax).as_array(dicom, raw=True, **unmasked)
     if values.shape != shape:
@@ -165,10 +179,16 @@ def _given(dicom: pydicom.Dataset, name: str) -> Any:
 
 
 def _listed(dicom: pydicom.Dataset, name: str) -> list[Any]:
-    """The values of an element, `None` for each that is empty."""
+    """The values of an element, `None` for each that is empty.
+
+    Raises:
+        ValueError: it is of another type than the standard's, and so may be its bytes.
+    """
     value = dicom.get(name)
+    if value is not None and dicom[name].VR not in dictionary_VR(name):
+        raise ValueError(f"{name} is a {dicom[name].VR}")
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-    return [None if one in (None, "", b"") else one for one in values]
+    return [None if one in (None, b"") or not str(one).strip() else one for one in values]
 
 
 def _table(dicom: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
