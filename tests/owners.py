@@ -3,14 +3,18 @@
 import csv
 import io
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
+from PIL import Image
 from ruamel.yaml import YAML
 
 from stages import download, harmonize, ingest
@@ -78,6 +82,68 @@ def png(image: np.ndarray) -> bytes:
 
 def jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def jpeg_by_pillow(image: np.ndarray, mode: str = "L", **options: Any) -> bytes:
+    """With what OpenCV does not write: `exif`, `progressive`, `restart_marker_blocks`."""
+    file = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def png_of_chunks(shape: tuple[int, int], depth: int, rows: bytes, *before: tuple[bytes, bytes],
+                  colour: int = 0) -> bytes:  # fmt: skip
+    """A PNG with these chunks before its pixels; `rows` each begin with the byte that names their filter."""
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    sums = [struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts]
+    chunks = [struct.pack(">I", len(body)) + kind + body + sum_ for (kind, body), sum_ in zip(parts, sums, strict=True)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def png_of_words(stored: np.ndarray, *before: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG of 16 bits."""
+    rows = b"".join(b"\0" + row.tobytes() for row in stored.astype(">u2"))
+    return png_of_chunks((stored.shape[0], stored.shape[1]), 16, rows, *before)
+
+
+def dicom(pixels: np.ndarray, **tags: Any) -> bytes:
+    """An uncompressed grey DICOM of these stored values, with more tags or others."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def encapsulated(content: bytes, syntax: str, frames: Sequence[bytes], has_offsets: bool = True, **tags: Any) -> bytes:
+    """A DICOM whose pixel data is replaced by these compressed frames, which its header is not told of."""
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = pydicom.encaps.encapsulate(list(frames), has_bot=has_offsets)
+    dataset["PixelData"].is_undefined_length = True
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def jpeg_2000(stored: np.ndarray) -> bytes:
+    """A lossless codestream of uint8 or uint16."""
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, "JPEG2000", no_jp2=True, irreversible=False)
+    return file.getvalue()
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> bytes:

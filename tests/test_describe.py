@@ -213,6 +213,15 @@ def test_a_title_is_one_line_of_text(project: Path, monkeypatch: pytest.MonkeyPa
     assert "<b>" not in html
 
 
+def test_films_of_little_contrast_that_are_kept_are_named(project: Path) -> None:
+    path = project / "reports/labels/padchest.images.json"
+    _, markdown = run(project)
+    assert "span under an eighth of black to white: none." in section(markdown, "padchest")
+    files.write_json(files.read_json(path) | {"low_contrast": ["1.png", "3.png"]}, path)
+    for page in run(project):
+        assert "span under an eighth of black to white: 2 films, 1.png; 3.png." in page
+
+
 def test_same_inputs_give_same_bytes_and_other_inputs_do_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(project)
     assert run(project) == first

@@ -2,10 +2,11 @@
 
 Reads the manifest and the image files that it pins. Writes `data/images/<dataset>/` (index and uint8 shards, in order
 of the image's key) and `reports/labels/<dataset>.images.json` (what was read, rejected and why, which images are
-identical or nearly so, how many are in another format than the owner's, what else looked like an image). Stops on a
-damaged archive, an archive that holds archives in place of images, an image that lies in two places, and when more
-images are rejected than params allow. A run that is killed goes on after the last finished chunk. Decoding runs in
-threads, or on a Dask cluster that params name: the main process streams the archives and sends it chunks.
+identical or nearly so, which use little of their range, how many are in another format than the owner's, what else
+looked like an image). Stops on a damaged archive, an archive that holds archives in place of images, an image that lies
+in two places, and when more images are rejected than params allow. A run that is killed goes on after the last finished
+chunk. Decoding runs in threads, or on a Dask cluster that params name: the main process streams the archives and sends
+it chunks.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,18 +23,23 @@ import cv2
 import joblib
 import numpy as np
 import pandas as pd
+import PIL
+import pydicom
 from tqdm import tqdm
 
 from stages.core import arguments, files, params, plugins
 from stages.ingest import duplicates
 from stages.ingest.beside import Met
-from stages.ingest.decoding import FULL_BITS, ImageError, Stated, to_square
+from stages.ingest.decoding import FULL_BITS, Stated, to_square
+from stages.ingest.headers import ImageError
 from stages.learning import checkpoints
 from stages.sources import archives, raw
 
 CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
 MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
 HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
+LEVELS = 255  # between black and white
+LITTLE = 1 / 8  # of them: a film that is kept though its square spans less is listed
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,33 @@ class Source:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of an image; `sha256` and `fingerprint` are of its square's pixels, empty if it was rejected."""
+    """What became of an image.
+
+    Attributes:
+        sha256: of its square's pixels; empty if it was rejected, like the two after it.
+        fingerprint: of its square.
+        levels: between its square's darkest and brightest pixel.
+        reason: for which it was rejected.
+    """
 
     image: str
     source: str
     sha256: str
     fingerprint: str
+    levels: int
     reason: str
 
 
-def decode_chunk(chunk: list[Source], size_px: int, max_pixels: int) -> tuple[list[Record], bytes]:
+@dataclass(frozen=True)
+class Limits:
+    """What `to_square` holds images to, by `ingest` of params.yaml."""
+
+    size_px: int
+    max_pixels: int
+    min_range: float
+
+
+def decode_chunk(chunk: list[Source], limits: Limits) -> tuple[list[Record], bytes]:
     """Records of some images, and the pixels of those that can be used, one after the other."""
     cv2.setNumThreads(1)  # joblib has the cores already
     records, squares = [], []
@@ -66,12 +89,13 @@ def decode_chunk(chunk: list[Source], size_px: int, max_pixels: int) -> tuple[li
         try:
             if source.content is None:
                 raise ImageError(source.reason)
-            square = to_square(source.content, source.stated, size_px, max_pixels)
+            square = to_square(source.content, source.stated, *astuple(limits))
         except ImageError as error:
-            records.append(Record(source.image, source.file, "", "", str(error)))
+            records.append(Record(source.image, source.file, "", "", 0, str(error)))
         else:
             content = square.tobytes()
-            seen = (hashlib.sha256(content).hexdigest(), duplicates.fingerprint(square))
+            levels = int(square.max()) - int(square.min())
+            seen = (hashlib.sha256(content).hexdigest(), duplicates.fingerprint(square), levels)
             records.append(Record(source.image, source.file, *seen, ""))
             squares.append(content)
     return records, b"".join(squares)
@@ -165,10 +189,10 @@ def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | archives.Arc
 
 
 def decode_or_raise(
-    chunk: list[Source] | archives.ArchiveError, size_px: int, max_pixels: int
+    chunk: list[Source] | archives.ArchiveError, limits: Limits
 ) -> tuple[list[Record], bytes] | archives.ArchiveError:
     """`decode_chunk`, handing a damaged archive on."""
-    return chunk if isinstance(chunk, archives.ArchiveError) else decode_chunk(chunk, size_px, max_pixels)
+    return chunk if isinstance(chunk, archives.ArchiveError) else decode_chunk(chunk, limits)
 
 
 def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, workers: int, bar: Any) -> None:
@@ -185,9 +209,9 @@ def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, worker
         print(f"{before} images of {group.names[0]} were read before", file=sys.stderr)
     if complete.exists():
         return
+    limits = Limits(settings.size_px, settings.max_pixels, settings.min_range)
     tasks = (
-        joblib.delayed(decode_or_raise)(chunk, settings.size_px, settings.max_pixels)
-        for chunk in in_chunks(reader.read(group.names, skip=before))
+        joblib.delayed(decode_or_raise)(chunk, limits) for chunk in in_chunks(reader.read(group.names, skip=before))
     )
     with workplace(settings.dask_scheduler):
         done = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2*n_jobs")(tasks)
@@ -251,7 +275,7 @@ def gather(paths: list[Path]) -> pd.DataFrame:
         for record in _records(path):
             rows.append((*asdict(record).values(), path.stem, place))
             place += not record.reason
-    table = pd.DataFrame(rows, columns=["image", "source", "sha256", "fingerprint", "reason", "chunk", "place"])
+    table = pd.DataFrame(rows, columns=[*Record.__annotations__, "chunk", "place"])
     table = table.sort_values("image", kind="stable").reset_index(drop=True)
     twice = table[table["image"].duplicated(keep=False)]
     if not twice.empty:
@@ -313,7 +337,7 @@ def stated_of(root: Path, manifest: Any, plugin: ModuleType, check_size: bool, m
 
 
 def summarize(table: pd.DataFrame, dataset: str, others: list[str], told: Any, max_bits: int) -> dict[str, Any]:
-    """What was read, what was rejected and why, which images have the same pixels, or nearly, and what else was met."""
+    """What was read, rejected and seen beside; which images are (nearly) the same, or use little of their range."""
     rejected = table[table["reason"] != ""]
     accepted = table[table["reason"] == ""]
     same = accepted[accepted["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)["image"]
@@ -328,6 +352,7 @@ def summarize(table: pd.DataFrame, dataset: str, others: list[str], told: Any, m
         "rejected_by_reason": {str(key): int(count) for key, count in rejected["reason"].value_counts().items()},
         "identical": sorted(images.tolist() for _, images in same),
         "near_duplicates": [[names[one], names[other]] for one, other in alike],
+        "low_contrast": accepted.loc[accepted["levels"] < LITTLE * LEVELS, "image"].tolist(),
         "members_that_are_no_image": others,
         **told,
     }
@@ -346,9 +371,10 @@ def main(argv: list[str] | None = None) -> None:
     stated = stated_of(root, manifest, plugin, settings.check_size, max_table_mb)
     reader = Reader(root, plugin, stated, settings.max_pixels)
     todo = groups(root, manifest, plugin)
-    facts = {"size_px": settings.size_px, "max_pixels": settings.max_pixels, "chunk": CHUNK_IMAGES}
+    facts: dict[str, Any] = {"chunk": CHUNK_IMAGES} | {name: getattr(settings, name) for name in Limits.__annotations__}
     facts["stated"] = {image: asdict(about) for image, about in stated.items()}
-    with checkpoints.folder(f"ingest-{args.dataset}", **facts, opencv=cv2.__version__) as kept:
+    facts["decoders"] = [library.__version__ for library in (cv2, PIL, pydicom)]
+    with checkpoints.folder(f"ingest-{args.dataset}", **facts) as kept:
         with tqdm(desc=f"ingest {args.dataset}", unit="image", disable=None) as bar:
             for group in todo:
                 decode_group(kept, group, reader, settings, workers, bar)
