@@ -714,11 +714,13 @@ def test_a_dask_cluster_of_two_workers_writes_the_same_bytes(project: Path, monk
     assert owners.content(Path("data/images")) | owners.content(Path("reports")) == alone
 
 
-def test_a_dask_scheduler_that_does_not_answer_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dask_scheduler_that_does_not_answer_is_named(project: Path) -> None:
     root = nih_of(project / "root", films(2))
-    monkeypatch.setitem(dask.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
     owners.project(project, ingest__dask_scheduler="tcp://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*dask_scheduler"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*dask_scheduler"),
+    ):
         owners.ingested("chestxray14", root)
 
 
