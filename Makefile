@@ -20,7 +20,7 @@ IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup repro test test-slow lint fetch run params audit prune readme parity bench trials maps
+.PHONY: help setup repro test test-slow soak lint fetch run params audit prune readme parity bench trials maps
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,9 @@ test: setup  ## tests, without the slow ones, a process a core (four at most), e
 
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
 	@python -m pytest -q -m slow
+
+soak: setup  ## edit code at 50 moments of a run: is what is recorded what ran? (minutes; not part of make test)
+	@python tests/soak.py
 
 lint: setup  ## ruff and mypy
 	@ruff check .

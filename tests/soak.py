@@ -1,6 +1,6 @@
-"""Long trials of what README promises of kills and edits: `make soak`, whose table is reports/soak.md.
+"""A long trial of what README promises of edits while a stage runs: `make soak`.
 
-`tests/test_soak.py` takes a sample of each. All moments are drawn from a seed, which is printed.
+`tests/test_soak.py` takes a sample. Moments are drawn from a seed, which a fault is told with.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from ruamel.yaml import YAML
 from stages.core import files
 
 ROOT = Path(__file__).parent.parent
-REPORT = ROOT / "reports/soak.md"
 RUN = "from stages.pipeline import repro; repro.run(repro.due(), 1)"
 LONGEST_S = 120
 VERSIONS = ("a", "b")
@@ -53,6 +52,11 @@ def started(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", RUN], cwd=folder, env=environment, stdout=null, stderr=null)
 
 
+def md5(text: str) -> str:
+    """As DVC hashes a file."""
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
 def fault_of(folder: Path) -> str | None:
     """What dvc.lock says of the toy's code and output that is not so; None where it says nothing wrong."""
     if not (folder / "dvc.lock").exists():
@@ -63,9 +67,12 @@ def fault_of(folder: Path) -> str | None:
     code = next(dep["md5"] for dep in entry["deps"] if dep["path"] == "stages/toy.py")
     made = entry["outs"][0]["md5"]
     for version in VERSIONS:
-        if hashlib.md5(source(version).encode(), usedforsecurity=False).hexdigest() == code:
-            wanted = hashlib.md5(f"in{version} 17".encode(), usedforsecurity=False).hexdigest()
-            return None if wanted == made else f"the output of other code is recorded under version {version}"
+        if md5(source(version)) == code:
+            return (
+                None
+                if made == md5(f"in{version} 17")
+                else f"the output of other code is recorded under version {version}"
+            )
     return "code that was never there is recorded"
 
 
@@ -110,9 +117,9 @@ def windows(moments: int, seed: int, folder: Path) -> Found:
 
 
 def main() -> None:
-    """Make the trials and write their table."""
+    """Make the trial and print what it found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--moments", type=int, default=50, help="of each kind")
+    parser.add_argument("--moments", type=int, default=50, help="how many runs are edited")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

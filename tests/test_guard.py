@@ -110,8 +110,7 @@ def test_inputs_edited_by_another_process_during_the_run_fail_it(tmp_path: Path,
             "toy read data/secret.txt",
         ),
         (
-            "import os; os.symlink(Path('data/secret.txt').resolve(), '/tmp/' + Path.cwd().parent.name); "
-            "open('/tmp/' + Path.cwd().parent.name).read()",
+            "link = Path(f'{Path.cwd()}.link'); link.symlink_to(Path('data/secret.txt').resolve()); link.read_text()",
             "toy read data/secret.txt",
         ),
         ("Path('data/secret.txt').rename('data/other.txt')", "toy wrote data/secret.txt"),
@@ -264,6 +263,16 @@ def test_bytecode_of_other_source_is_not_run(tmp_path: Path) -> None:
     done = repro(folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "data/out.txt").read_text() == "in2 17"
+
+
+def test_a_tree_of_folders_of_its_own_may_be_removed(tmp_path: Path) -> None:
+    """`shutil.rmtree` opens what lies deeper by a descriptor of the folder above, and its name alone."""
+    trick = (
+        "import shutil; made = Path('.ckpt/a/secret/b'); made.mkdir(parents=True); (made / 'c').touch(); "
+        "shutil.rmtree('.ckpt/a')"
+    )
+    done = repro(project(tmp_path, trick))
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_stage_the_usage_is_shown() -> None:

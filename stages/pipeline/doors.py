@@ -8,8 +8,9 @@ processes do, and names that are only listed or asked for; `tests/test_wiring.py
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -42,15 +43,21 @@ class Doors:
     code: frozenset[Path]
     harness: frozenset[str]
     refuse: Callable[[str, str], None]
+    _seen: threading.local = field(default_factory=threading.local, init=False)
 
     def watch(self) -> None:
         """Watch this process from now on; a hook cannot be taken off."""
         by_descriptor = os.open
 
         def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-            if dir_fd is not None:  # of which the hook is not told
-                self._open(path, None, flags, dir_fd)
-            return by_descriptor(path, flags, mode, dir_fd=dir_fd)
+            if dir_fd is None:
+                return by_descriptor(path, flags, mode)
+            self._open(path, None, flags, dir_fd)  # of whose folder the hook is not told
+            self._seen.by_folder = True
+            try:
+                return by_descriptor(path, flags, mode, dir_fd=dir_fd)
+            finally:
+                self._seen.by_folder = False
 
         os.open = opened
         sys.addaudithook(self._hear)
@@ -59,7 +66,7 @@ class Doors:
         match event:
             case "exec":
                 self._run(args[0])
-            case "open":
+            case "open" if not getattr(self._seen, "by_folder", False):
                 self._open(*args)
             case "os.remove" | "os.rmdir":
                 self._write(args[0], args[1])
