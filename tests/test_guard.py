@@ -233,7 +233,10 @@ def test_a_stage_that_leaves_before_its_end_is_checked_all_the_same(tmp_path: Pa
 
 
 def test_workers_that_end_by_themselves_are_let(tmp_path: Path) -> None:
-    trick = "import multiprocessing; w = multiprocessing.get_context('fork').Process(target=print); w.start(); w.join()"
+    trick = (
+        "import multiprocessing; worker = multiprocessing.get_context('fork').Process(target=print); worker.start(); "
+        "worker.join(); assert worker.exitcode == 0"
+    )
     folder = project(tmp_path, trick)
     done = repro(folder)
     assert done.returncode == 0, done.stderr
