@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from stages import download
+from stages.sources import raw
 
 
 @pytest.mark.usefixtures("project")
@@ -161,3 +162,22 @@ def test_a_table_that_is_packed_under_its_plain_name_is_read(project: Path, pack
     pack(path, {f"x/{path.name}": path.read_bytes()})
     labels, _ = owners.harmonized("chestxray14", root)
     pd.testing.assert_frame_equal(labels, expected)
+
+
+def test_folders_that_links_lead_to_in_circles_are_walked_once(tmp_path: Path) -> None:
+    """Two links to the folder that they lie in make 2^40 paths, before the system refuses the next link."""
+    (tmp_path / "films").mkdir()
+    for name in ("films/1.png", "films/Thumbs.db"):
+        (tmp_path / name).write_text("")
+    for name in ("here", "there", "films/above"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert list(raw.walk(tmp_path)) == ["films/1.png", "films/Thumbs.db"]
+    assert raw.count_of_system(tmp_path) == 1
+
+
+def test_a_folder_that_a_link_leads_to_outside_is_walked(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films/1.png").write_text("")
+    (tmp_path / "root/linked").symlink_to(tmp_path / "films")
+    assert list(raw.walk(tmp_path / "root")) == ["linked/1.png"]

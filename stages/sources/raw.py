@@ -53,16 +53,28 @@ class TableError(ValueError):
 def walk(root: Path) -> Iterator[str]:
     """Names of all files below a root, relative to it, sorted; follows linked folders."""
     found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, folders, names in _folders(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(folder, name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
     yield from sorted(found)
 
 
+def _folders(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, by name and through links, but each folder once: links may lead in circles."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        yield folder, folders, names
+
+
 def count_of_system(root: Path) -> int:
     """How many files below a root an operating system made; `walk` passes most of them by."""
-    walked = os.walk(root, followlinks=True)
-    paths = (Path(folder, name).relative_to(root).as_posix() for folder, _, names in walked for name in names)
+    paths = (Path(folder, name).relative_to(root).as_posix() for folder, _, names in _folders(root) for name in names)
     return sum(archives.is_of_system(path) for path in paths)
 
 
