@@ -53,7 +53,7 @@ def project(count: int, workers: int) -> Iterator[list[Path]]:
         for number, path in enumerate(paths[FILMS:]):
             os.link(paths[number % FILMS], path)
         pinned = [{"name": path.name, "bytes": path.stat().st_size, "sha256": path.name} for path in paths]
-        files.write_json({"files": pinned}, folder / f"data/raw/{DATASET}/manifest.json")
+        files.write_json({"files": pinned, "unused": {}}, folder / f"data/raw/{DATASET}/manifest.json")
         before = Path.cwd()
         os.chdir(folder)
         try:

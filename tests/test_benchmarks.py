@@ -4,12 +4,14 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import wiring
 from torch import nn
 
-from benchmarks import maps, measure, training
+from benchmarks import ingest, maps, measure, training
 from stages.core import params
 
 OWN_PEAK = "from benchmarks import measure; print(measure.own_peak_mb())"
@@ -100,3 +102,10 @@ def test_maps_of_a_run_without_drawn_films_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["maps"])
     with pytest.raises(SystemExit, match=r"needs drawn films, .* none of chestxray14, chexpert, padchest"):
         maps.main()
+
+
+def test_the_bench_of_ingest_feeds_the_stage_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(wiring.ROOT)
+    with ingest.project(2, 1) as paths:
+        ingest.ours()
+        assert np.load(f"data/images/{ingest.DATASET}/shard_0000.npy").shape[0] == len(paths) == 2
