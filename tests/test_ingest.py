@@ -276,6 +276,12 @@ def test_padchest_films_without_stored_bits_in_their_row_are_as_bright_as_the_ot
     assert squares["b.png"].max() > 240
 
 
+def test_the_range_of_a_film_is_not_measured_in_a_few_of_its_columns() -> None:
+    picture = np.tile(np.linspace(0, 255, 1024).astype(np.uint8)[:, None], 1024)
+    picture[:, ::64] = 100
+    assert decoding.to_square(png(picture), decoding.Stated(), 64, 2**20, min_range=0.5).max() > 200
+
+
 def test_a_film_that_uses_little_of_its_range_is_rejected_or_listed_as_params_say(project: Path) -> None:
     rows = [owners.padchest_row(f"{name}.png", ["normal"], bits=12) for name in "abc"]
     images = {row[0]: png(film(place).astype(np.uint16) * 16) for place, row in enumerate(rows)}
