@@ -36,11 +36,8 @@ UNDEFINED = 0xFFFFFFFF  # length
 META_BYTES = 4096  # of a DICOM, which name its compression
 GREY = ("MONOCHROME1", "MONOCHROME2")
 JPEG_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit)
-IMAGE_STARTS = (
-    b"\xff\xd8\xff",
-    b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cjP",
-)  # JPEG and JPEG-LS, JPEG 2000 without and with boxes
+# of JPEG and JPEG-LS, of JPEG 2000 without and with boxes
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
 
 
 def dicom_header(content: bytes) -> pydicom.FileDataset:
@@ -149,7 +146,7 @@ def _raw(dicom: pydicom.FileDataset, allocated: int) -> tuple[np.ndarray, int]:
 def _decoder(syntax: UID) -> Decoder:
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # pydicom's word for a compression that it does not know
         raise _unread(syntax) from error
     if not decoder.is_available:
         raise _unread(syntax)

@@ -22,9 +22,8 @@ QUANTISERS, TABLES, INTERVAL = 0xDB, 0xC4, 0xDD
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 COEFFICIENTS = 64
-BRIGHTEST = (
-    1024 * 9 // 8
-)  # of a block's mean, 8 times its distance from mid-grey: encoders may overshoot white a little
+# of a block's mean, 8 times its distance from mid-grey: encoders may overshoot white a little
+BRIGHTEST = 1024 * 9 // 8
 PADDING = bytes(512)  # more than a block can have: whether it runs over the end is asked once, behind it
 LARGEST = (11, 10)  # bits of a mean's change and of another coefficient
 UNKNOWN = -1
