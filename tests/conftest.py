@@ -4,6 +4,7 @@ from pathlib import Path
 
 import owners
 import pytest
+import smoke
 
 
 @pytest.fixture
@@ -21,4 +22,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ingest__shard_images=5,
     )
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the smoke preset; tests copy it before they change anything."""
+    folder = smoke.lay_out(tmp_path_factory.mktemp("smoke") / "run")
+    smoke.side_by_side(folder)
     return folder

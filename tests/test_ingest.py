@@ -1,5 +1,6 @@
 """Pixels, rejections and restarts of `ingest`."""
 
+import errno
 import gzip
 import io
 import json
@@ -759,6 +760,40 @@ def test_more_rejected_images_than_allowed_stop_the_stage(project: Path) -> None
     images = dict.fromkeys(films(4), b"") | {nih_name(4): png(film(4))}
     with pytest.raises(ValueError, match=r"3 of 4 images are rejected, more than the share 0.5 .*zero bytes': 3"):
         owners.ingested("chestxray14", nih_of(project / "root", images))
+
+
+@pytest.mark.parametrize("where", ["write", "read"])
+def test_a_full_disk_or_one_that_fails_to_read_ends_the_stage_once_no_thread_decodes(
+    project: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread inside a decoder's C++ as the process ends aborts it: "FATAL: exception not rethrown"."""
+    root, at_work, decode, read = nih_of(project / "root", films(200)), [], ingest.decode_chunk, ingest.Reader.read
+
+    def slowly(*args: Any) -> Any:
+        at_work.append(1)
+        time.sleep(0.2)
+        try:
+            return decode(*args)
+        finally:
+            at_work.pop()
+
+    def full(*_: Any) -> None:
+        raise files.DiskFullError("no room")
+
+    def failing(*args: Any, **options: Any) -> Any:
+        for place, source in enumerate(read(*args, **options)):
+            if place == 150:
+                raise OSError(errno.EIO, "no answer from the disk")
+            yield source
+
+    monkeypatch.setattr(ingest, "decode_chunk", slowly)
+    if where == "write":
+        monkeypatch.setattr(checkpoints, "write", full)
+    else:
+        monkeypatch.setattr(ingest.Reader, "read", failing)
+    with pytest.raises(OSError, match="no room" if where == "write" else "no answer"):
+        owners.ingested("chestxray14", root)
+    assert at_work == []
 
 
 def test_padchest_reads_stored_bits_from_its_table(project: Path) -> None:

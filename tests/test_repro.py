@@ -16,6 +16,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.core import files
 from stages.pipeline import recovery, repro
 
 MEET = (
@@ -96,6 +97,28 @@ def test_a_lock_that_a_kill_cut_off_is_put_back_and_nothing_runs_again() -> None
     assert Path("dvc.lock").read_bytes() == whole
     assert not repro.due()
     assert recovery.mend() == []
+
+
+def test_a_killed_writer_whose_number_another_process_has_got_blocks_nothing(toy: Path) -> None:
+    """DVC goes by the number alone: after a reboot it is anybody's."""
+    dead = {"pid": os.getppid(), "cmd": "dvc repro"}
+    files.write_json({"write": {str(toy / "a"): dead}, "read": {}}, Path(".dvc/tmp/rwlock"))
+    refused = subprocess.run(["dvc", "repro", "a"], capture_output=True, text=True, check=False)
+    assert "is busy" in refused.stderr
+    assert recovery.mend() == []
+    repro.run(repro.due(), lanes=2)
+    assert locked() == set("abcd")
+
+
+def test_a_writer_that_lives_stays_in_the_table(toy: Path) -> None:
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "dvc"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        table = {"write": {str(toy / "d"): {"pid": process.pid, "cmd": "dvc repro"}}, "read": {}}
+        files.write_json(table, Path(".dvc/tmp/rwlock"))
+        assert recovery.mend() == []
+        assert files.read_json(Path(".dvc/tmp/rwlock")) == table
+        process.kill()
 
 
 @pytest.mark.usefixtures("toy")

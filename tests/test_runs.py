@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,49 +16,10 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from smoke import dvc, environment, lock, runner, side_by_side, stable
 
-from stages.pipeline import preset
-
-ROOT = Path(__file__).parent.parent
-TIMED = re.compile(r"\.timing\.json$|^reports/(index\.html|report\.md|profile)$")
 CELL = "distill@joint-eeea_net_c2-resnet10t-sigmoid_kd-0"
 pytestmark = pytest.mark.slow
-
-
-def dvc(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A DVC command in a run's folder."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(["dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def side_by_side(folder: Path) -> str:
-    """Run what is due, two stages at a time; what is printed."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-m", "stages.pipeline.repro", "--lanes", "2"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def lay_out(folder: Path, cache: Path) -> Path:
-    """The smoke preset, ready to run."""
-    preset.export(ROOT / "presets/smoke.yaml", folder, repository=ROOT)
-    config = folder / ".dvc/config"
-    config.write_text(preset.CONFIG.format(cache=cache))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; tests copy it before they change anything."""
-    base = tmp_path_factory.mktemp("smoke")
-    folder = lay_out(base / "run", base / "cache")
-    side_by_side(folder)
-    return folder
 
 
 @pytest.fixture
@@ -69,22 +29,6 @@ def run(finished: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(finished, copy, symlinks=True)
     yield copy
     shutil.rmtree(copy)
-
-
-def lock(folder: Path) -> dict[str, Any]:
-    """The stages of a run's dvc.lock."""
-    return dict(YAML(typ="safe").load(folder / "dvc.lock")["stages"])
-
-
-def stable(stages: dict[str, Any]) -> dict[str, Any]:
-    """A lock without the hashes of measured times, and of the report that shows them."""
-    return {
-        name: {
-            kind: [item for item in entry.get(kind, []) if not TIMED.search(item["path"])] for kind in ("deps", "outs")
-        }
-        | {"cmd": entry["cmd"], "params": entry.get("params")}
-        for name, entry in stages.items()
-    }
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -149,9 +93,8 @@ def test_a_loss_and_a_sum_removed_from_params_are_refused_until_pruned_and_leave
     refused = dvc(run, "repro", check=False)
     assert refused.returncode != 0
     assert "run `make prune`" in refused.stderr
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    prune = [sys.executable, "-m", "stages.pipeline.lock", "prune"]
-    gone = subprocess.run(prune, cwd=run, env=environment, capture_output=True, text=True, check=True).stdout
+    prune = runner("lock", "prune")
+    gone = subprocess.run(prune, cwd=run, env=environment(), capture_output=True, text=True, check=True).stdout
     assert "dvc.lock: distill@joint-eeea_net_c2-resnet10t-paper-0" in gone
     assert "dvc.lock: distill_sum@joint-eeea_net_c2-resnet10t-paper_mix-0" in gone
     assert not list(run.glob("data/models/distilled/**/paper*"))
@@ -163,10 +106,14 @@ def test_a_loss_and_a_sum_removed_from_params_are_refused_until_pruned_and_leave
 
 def kill_while(folder: Path, stage: str, is_time: Any) -> None:
     """Start a forced stage and kill -9 all of it once `is_time()`."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", stage]
     with subprocess.Popen(
-        words, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        words,
+        cwd=folder,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         deadline = time.monotonic() + 120
         while not is_time():
@@ -197,9 +144,8 @@ def test_ingest_killed_half_way_goes_on_to_the_same_bytes(run: Path) -> None:
 def test_params_edited_while_a_stage_trains_fail_it_and_the_lock_stays(run: Path) -> None:
     before = lock(run)[CELL]
     edit(run, lambda v: v["train"]["student"].update(momentum=0.8))
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = ["dvc", "repro", "--single-item", CELL]
-    with subprocess.Popen(words, cwd=run, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, cwd=run, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         while not list(run.glob(".ckpt/*/*/last.pt")):
             assert process.poll() is None
             time.sleep(0.005)

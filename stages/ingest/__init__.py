@@ -10,8 +10,10 @@ it chunks.
 """
 
 import hashlib
+import itertools
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
@@ -172,8 +174,8 @@ class Reader:
         return Source(image, file, member.read(), stated)
 
 
-def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | archives.ArchiveError]:
-    """Lists of CHUNK_IMAGES sources; a damaged archive comes last, as a value: what was read before it is kept."""
+def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | Exception]:
+    """Lists of CHUNK_IMAGES sources; a fault of reading comes last, as a value: what was read before it is kept."""
     chunk: list[Source] = []
     try:
         for source in sources:
@@ -181,18 +183,16 @@ def in_chunks(sources: Iterator[Source]) -> Iterator[list[Source] | archives.Arc
             if len(chunk) == CHUNK_IMAGES:
                 yield chunk
                 chunk = []
-    except archives.ArchiveError as error:
+    except Exception as error:  # noqa: BLE001 - `decode_group` raises it
         yield error  # the last, incomplete chunk is dropped: its end is not known
         return
     if chunk:
         yield chunk
 
 
-def decode_or_raise(
-    chunk: list[Source] | archives.ArchiveError, limits: Limits
-) -> tuple[list[Record], bytes] | archives.ArchiveError:
-    """`decode_chunk`, handing a damaged archive on."""
-    return chunk if isinstance(chunk, archives.ArchiveError) else decode_chunk(chunk, limits)
+def decode_or_raise(chunk: list[Source] | Exception, limits: Limits) -> tuple[list[Record], bytes] | Exception:
+    """`decode_chunk`, handing a fault of reading on."""
+    return chunk if isinstance(chunk, Exception) else decode_chunk(chunk, limits)
 
 
 def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, workers: int, bar: Any) -> None:
@@ -210,19 +210,25 @@ def decode_group(kept: Path, group: Group, reader: Reader, settings: Any, worker
     if complete.exists():
         return
     limits = Limits(settings.size_px, settings.max_pixels, settings.min_range)
-    tasks = (
-        joblib.delayed(decode_or_raise)(chunk, limits) for chunk in in_chunks(reader.read(group.names, skip=before))
-    )
+    failed = False
+    sources = itertools.takewhile(lambda _: not failed, in_chunks(reader.read(group.names, skip=before)))
+    tasks = (joblib.delayed(decode_or_raise)(chunk, limits) for chunk in sources)
     with workplace(settings.dask_scheduler):
         done = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator", pre_dispatch="2*n_jobs")(tasks)
-        for place, result in enumerate(done, start=len(there)):
-            if isinstance(result, archives.ArchiveError):
-                raise result
-            records, pixels = result
-            name = kept / f"{group.key}_{place:06d}"
-            checkpoints.write(name.with_suffix(".u8"), pixels)
-            checkpoints.write(name.with_suffix(".json"), json.dumps([asdict(record) for record in records]).encode())
-            bar.update(len(records))
+        try:
+            for place, result in enumerate(done, start=len(there)):
+                if isinstance(result, Exception):
+                    raise result
+                records, pixels = result
+                name = kept / f"{group.key}_{place:06d}"
+                checkpoints.write(name.with_suffix(".u8"), pixels)
+                found = json.dumps([asdict(record) for record in records])
+                checkpoints.write(name.with_suffix(".json"), found.encode())
+                bar.update(len(records))
+        except BaseException:
+            failed = True
+            deque(done, maxlen=0)  # a thread that still decodes as the process ends would abort it
+            raise
     if not chunks(kept, group):
         reader.met.require_no_archives(group.names[0])
     checkpoints.write(complete, json.dumps(asdict(reader.met)).encode())

@@ -76,9 +76,10 @@ def mend() -> list[str]:
             raise broken(LOCK, content)
         checkpoints.write(LOCK, KEPT.read_bytes())
         done.append(f"{LOCK} was cut off by a kill: the last whole one is back, what ran after it runs again")
-    if RUNNING.exists() and not _is_json(RUNNING):
-        RUNNING.unlink()
-        done.append(f"{RUNNING} was cut off by a kill and is gone: nothing that it named runs any more")
+    if RUNNING.exists() and (named := _named(RUNNING)) != set() and not any(map(_is_dvc, named or ())):
+        RUNNING.unlink()  # DVC goes by numbers of processes, and would wait for one that has got a dead one's
+        if named is None:
+            done.append(f"{RUNNING} was cut off by a kill and is gone: nothing that it named runs any more")
     keep()
     return done
 
@@ -87,11 +88,23 @@ def _is_kept(content: bytes) -> bool:
     return KEPT.exists() and KEPT.read_bytes() == content
 
 
-def _is_json(path: Path) -> bool:
+def _named(table: Path) -> set[int] | None:
+    """The processes in DVC's table of who reads and writes what; None if it is cut off."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except ValueError:
+        values = json.loads(table.read_text(encoding="utf-8"))
+        readers = [reader for readers in values.get("read", {}).values() for reader in readers]
+        return {int(entry["pid"]) for entry in (*readers, *values.get("write", {}).values())}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_dvc(process: int) -> bool:
+    """Whether this process runs, and is DVC, a stage, or what runs them."""
+    try:
+        words = psutil.Process(process).cmdline()
+    except psutil.Error:
         return False
+    return any(word.startswith("stages.pipeline.") or Path(word).name == "dvc" for word in words)
 
 
 def require_writable(*folders: Path) -> None:

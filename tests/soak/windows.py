@@ -1,42 +1,23 @@
-"""A long trial of what README promises of edits while a stage runs: `make soak`.
+"""A stage's code is edited at moments of its run: is what is recorded what ran?"""
 
-`tests/test_soak.py` takes a sample. Moments are drawn from a seed, which a fault is told with.
-"""
-
-import argparse
 import hashlib
 import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import test_guard
 from ruamel.yaml import YAML
 
+from soak.found import Found
 from stages.core import files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = "from stages.pipeline import repro; repro.run(repro.due(), 1)"
 LONGEST_S = 120
 VERSIONS = ("a", "b")
-
-
-@dataclass
-class Found:
-    """What a trial found: how often it was tried, what came of it, and what must not have."""
-
-    tried: int
-    outcomes: dict[str, int]
-    faults: list[str]
-
-    def count(self, outcome: str) -> None:
-        """One more of an outcome."""
-        self.tried += 1
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
 def source(version: str) -> str:
@@ -84,7 +65,7 @@ def windows(moments: int, seed: int, folder: Path) -> Found:
         seed: of the moments.
         folder: an empty one.
     """
-    chance, found = random.Random(seed), Found(0, {}, [])
+    chance, found = random.Random(seed), Found()
     test_guard.project(folder)
     toy, lasted = folder / "stages/toy.py", 0.0
     for number in range(moments + 1):
@@ -107,6 +88,7 @@ def windows(moments: int, seed: int, folder: Path) -> Found:
         what = f"seed {seed}, run {number}: edited after {at:.3f} s" + (", and back" if is_undone else "")
         if fault := fault_of(folder):
             found.faults.append(f"{what}: {fault}")
+        found.tried += 1
         found.count("recorded" if process.returncode == 0 else "refused")
         process = started(folder)
         process.wait(LONGEST_S)
@@ -114,19 +96,3 @@ def windows(moments: int, seed: int, folder: Path) -> Found:
         if process.returncode or fault_of(folder) or (folder / "data/out.txt").read_text() != f"in{version} 17":
             found.faults.append(f"{what}: the next run did not mend it")
     return found
-
-
-def main() -> None:
-    """Make the trial and print what it found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--moments", type=int, default=50, help="how many runs are edited")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = windows(args.moments, args.seed, Path(folder) / "windows")
-    print("\n".join([f"{found.tried} edits: {found.outcomes}", *found.faults]))
-    sys.exit(bool(found.faults))
-
-
-if __name__ == "__main__":
-    main()
