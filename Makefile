@@ -46,8 +46,8 @@ test: setup  ## tests, without the slow ones, a process a core (four at most), e
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
 	@python -m pytest -q -m slow
 
-soak: setup  ## edit code at 50 moments of a run: is what is recorded what ran? (minutes; not part of make test)
-	@python tests/soak.py
+soak: setup  ## kills, edits and races, for about two hours: is anything lost or forged? (writes reports/soak.md)
+	@PYTHONPATH="$$PYTHONPATH:tests" python -m soak
 
 lint: setup  ## ruff and mypy
 	@ruff check .

@@ -148,6 +148,17 @@ def test_a_lock_that_cannot_be_put_back_is_refused_with_the_way_out(content: str
     assert Path("dvc.lock").read_text() == content
 
 
+def test_a_git_repository_without_a_commit_is_refused_before_any_work(toy: Path) -> None:
+    """DVCLive would end each training with "Empty git repo"."""
+    recovery.require_commit()
+    git = ["git", "-C", str(toy), "-c", "user.name=toy", "-c", "user.email=toy@localhost"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    with pytest.raises(recovery.NoCommitError, match="git commit"):
+        recovery.require_commit()
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=first"], check=True)
+    recovery.require_commit()
+
+
 @pytest.mark.parametrize("place", [".dvc/tmp", "data", ".dvc/cache"])
 def test_a_folder_that_takes_no_writes_is_named_before_any_work(
     toy: Path, monkeypatch: pytest.MonkeyPatch, place: str

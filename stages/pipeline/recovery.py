@@ -33,6 +33,10 @@ class LockFileError(ValueError):
     """dvc.lock is not whole and nothing is there to put in its place; the message says what to do."""
 
 
+class NoCommitError(ValueError):
+    """The project's git repository is empty."""
+
+
 class ReadOnlyError(ValueError):
     """A folder that a run writes to takes no writes."""
 
@@ -123,6 +127,21 @@ def require_writable(*folders: Path) -> None:
                 f"{folder.resolve()} cannot be written ({error.strerror}), and a run keeps its results there: give "
                 "yourself the right to, or copy the project to a disk that takes writes"
             ) from error
+
+
+def require_commit() -> None:
+    """Check that the project's git repository, if it has one, has a commit, which trainings ask DVC for.
+
+    Raises:
+        NoCommitError: it has none.
+    """
+    if (
+        Path(".git").exists()
+        and subprocess.run(
+            ["git", "rev-parse", "--quiet", "--verify", "HEAD"], check=False, capture_output=True
+        ).returncode
+    ):
+        raise NoCommitError("this git repository has no commit yet: `git add --all && git commit`, then run again")
 
 
 def left_running() -> list[psutil.Process]:

@@ -121,6 +121,7 @@ def main() -> None:
     try:
         given = check.parse(params.read())
         recovery.require_writable(*recovery.WRITTEN)
+        recovery.require_commit()
         recovery.wait_for(recovery.left_running())
         for line in recovery.mend():
             print(line)
