@@ -36,7 +36,7 @@ $(STAMP):
 	  $${TORCH_INDEX:+--extra-index-url "$$TORCH_INDEX"} -r requirements.lock -c requirements-cuda.lock
 	@rm -f .venv/.installed-* && touch $@
 
-repro: setup  ## run the pipeline: whatever changed, and what follows from it (LANES=<stages at a time>)
+repro: setup  ## run the pipeline: whatever changed, and what follows from it (LANES=<stages at a time>, STRICT=1)
 	@python -m stages.pipeline.repro $${LANES:+--lanes "$$LANES"}
 	@echo "report: reports/index.html"
 

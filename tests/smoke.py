@@ -9,15 +9,19 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.pipeline import preset
+from stages.pipeline import fence, preset
 
 ROOT = Path(__file__).parent.parent
 TIMED = re.compile(r"\.timing\.json$|^reports/(index\.html|report\.md|profile)$")
 
 
 def environment() -> dict[str, str]:
-    """Of a command in a run's folder: the code is the run's, the programs are those that tests run with."""
+    """Of a command in a run's folder: the code is the run's, the programs are those that tests run with.
+
+    Stages run within the kernel's fence where there is one: what one of them reads undeclared, in C code too, ends it.
+    """
     found = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    found |= {fence.WISH: "1"} if fence.is_offered() else {}
     return {key: value for key, value in found.items() if key not in ("PYTHONPATH", "DVC_STAGE")}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.pipeline import lock
+from stages.core import files
+from stages.pipeline import fence, lock
 from stages.pipeline import repro as runner
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,48 @@ def test_a_stage_that_goes_outside_its_declaration_fails(tmp_path: Path, trick: 
     assert done.returncode != 0
     assert message in done.stderr
     assert not (folder / "dvc.lock").exists()
+
+
+HIDDEN = "raw/secret.txt"  # not beside the output
+C_READERS = {
+    "a program": f"import subprocess; subprocess.run(['cat', {HIDDEN!r}], check=True)",
+    "a worker": f"import joblib; joblib.Parallel(2)([joblib.delayed(Path.read_text)(Path({HIDDEN!r}))] * 2)",
+    "OpenCV": f"import cv2; assert cv2.FileStorage({HIDDEN!r}, 0).isOpened()",
+    "Arrow": f"import pyarrow; pyarrow.memory_map({HIDDEN!r}).read()",
+    "SQLite": f"import sqlite3; sqlite3.connect('file:{HIDDEN}?mode=ro', uri=True).execute('pragma table_list')",
+    "torch": f"import torch; torch.from_file({HIDDEN!r}, size=1, dtype=torch.uint8)",
+}
+
+
+@pytest.mark.skipif(not fence.is_offered(), reason="this system has no Landlock (Linux 5.13 or newer)")
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", C_READERS)
+def test_the_kernels_fence_stops_readers_that_python_does_not_hear_of(tmp_path: Path, reader: str) -> None:
+    folder = project(tmp_path, C_READERS[reader])
+    (folder / "raw").mkdir()
+    if reader == "SQLite":
+        sqlite3.connect(folder / HIDDEN).close()
+    else:
+        (folder / HIDDEN).write_text("%YAML:1.0\n---\nkey: 1\n")
+    assert repro(folder).returncode == 0, "not seen without the fence, as `doors` says"
+    for name in ("dvc.lock", "data/out.txt", ".dvc/cache"):
+        files.remove(folder / name)
+    assert repro(folder, STRICT="1").returncode != 0
+    assert not (folder / "dvc.lock").exists()
+
+
+@pytest.mark.skipif(not fence.is_offered(), reason="this system has no Landlock (Linux 5.13 or newer)")
+def test_within_the_kernels_fence_an_honest_stage_runs_and_has_temporary_files(tmp_path: Path) -> None:
+    trick = "import tempfile; made = tempfile.NamedTemporaryFile(); made.write(b'x'); open(made.name).read()"
+    done = repro(project(tmp_path, trick), STRICT="1")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / ".ckpt/tmp").iterdir()) == []
+
+
+def test_a_fence_that_the_system_does_not_offer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "is_offered", lambda: False)
+    with pytest.raises(fence.FenceError, match="STRICT=1 needs Landlock"):
+        fence.put_up(tmp_path, [], tmp_path / "tmp")
 
 
 def test_what_lies_outside_the_project_may_be_read_by_any_path(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Python tells an audit hook (PEP 578) of each file that it opens, renames, links, makes or removes, and of each module
 that it runs. A path counts by where it leads: relative to the folder that the process is in, through links and
 descriptors of folders. Not seen are files that C code opens by itself (some readers of images and tables), what worker
-processes do, and names that are only listed or asked for; `tests/test_wiring.py` covers those by reading the code.
+processes do, and names that are only listed or asked for; `tests/test_wiring.py` covers those by reading the code, and
+`fence` the first two by the kernel.
 """
 
 import os

@@ -6,7 +6,7 @@ it declares. This wrapper, for a stage that DVC runs,
 1. hashes the declared dependencies and params before and after, and fails when one changed in between, or when code is
    not what was loaded of it;
 2. fails as soon as the stage loads a module or opens a file of the project that it does not declare, or writes outside
-   its outputs (see `doors` for what is seen);
+   its outputs (see `doors` for what is seen, and `fence` for the kernel's own net, which sees all);
 3. checks all of params.yaml, and lets the stage read just the params that it declares;
 4. leaves its own hashes of code and params for the runner (`lock.forged`), which compares them with what DVC then
    records: an edit between the last check and DVC's own look at the files.
@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.abc import MetaPathFinder
@@ -61,7 +61,7 @@ if __name__ == "__main__":
 
 from stages.core import files, params  # noqa: E402 - after the finder, which must see all of the project's code
 from stages.learning import checkpoints  # noqa: E402
-from stages.pipeline import check, doors, lock  # noqa: E402
+from stages.pipeline import check, doors, fence, lock  # noqa: E402
 
 SMALL_BYTES = 1 << 20  # content is hashed up to here; larger files by size and modification time,
 MANY_FILES = 1000  # and so are all files of a folder with this many
@@ -146,14 +146,28 @@ def _watch(declared: Declaration, values: Iterable[Any], root: Path, faults: set
 
     deps = [root / path for path in declared.deps]
     started = [Path(value["checkpoint"]).absolute() for value in values if _has_checkpoint(value)]
+    readable = (*started, *deps, *(path.resolve() for path in deps))
+    outs, harness = tuple(root / path for path in declared.outs), _project_modules(root)
+    if os.environ.get(fence.WISH):
+        untracked = [root / name for name in doors.UNTRACKED]
+        code = [*untracked, *(root / name for name in harness), *_packages(root / "stages")]
+        fence.put_up(root, (*readable, *code, *(out.parent for out in outs)), root / checkpoints.ROOT / "tmp")
     doors.Doors(
         root=root,
-        readable=(*started, *deps, *(path.resolve() for path in deps)),
-        outs=tuple(root / path for path in declared.outs),
+        readable=readable,
+        outs=outs,
         code=frozenset(deps),
-        harness=frozenset(_project_modules(root)),
+        harness=frozenset(harness),
         refuse=refuse,
     ).watch()
+
+
+def _packages(code: Path) -> Iterator[Path]:
+    """What belongs to the packages of the code, which `doors` tell apart: their first files, and what is compiled."""
+    for module in code.rglob("__init__.py"):
+        compiled = module.with_name("__pycache__")
+        compiled.mkdir(exist_ok=True)
+        yield from (module, compiled)
 
 
 def _project_modules(root: Path) -> set[str]:
