@@ -149,6 +149,8 @@ def _watch(declared: Declaration, values: Iterable[Any], root: Path, faults: set
     readable = (*started, *deps, *(path.resolve() for path in deps))
     outs, harness = tuple(root / path for path in declared.outs), _project_modules(root)
     if os.environ.get(fence.WISH):
+        for out in outs:
+            out.parent.mkdir(parents=True, exist_ok=True)
         untracked = [root / name for name in doors.UNTRACKED]
         code = [*untracked, *(root / name for name in harness), *_packages(root / "stages")]
         fence.put_up(root, (*readable, *code, *(out.parent for out in outs)), root / checkpoints.ROOT / "tmp")
