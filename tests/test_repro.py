@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ruamel.yaml import YAML
 from stages.core import files
 from stages.pipeline import recovery, repro
 
+ROOT = Path(__file__).parent.parent
 MEET = (
     "touch {0}.here; for i in $(seq 200); do test -e {1}.here && break; sleep 0.1; done; test -e {1}.here && cp a {0}"
 )
@@ -189,7 +191,7 @@ repro.run(repro.due(), 2)
 def started(toy: Path) -> subprocess.Popen[bytes]:
     """A run whose first stage waits for ever, once that stage is at work."""
     write({"a": {"cmd": "echo $$ > pid; sleep 1000; cp source a", "deps": ["source"], "outs": ["a"]}})
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", RUN], cwd=toy, env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: (toy / "pid").exists() and (toy / "pid").read_text().strip() != "")
     return process
@@ -210,6 +212,39 @@ def test_a_run_that_is_stopped_takes_its_stages_with_it(toy: Path, asked: signal
     process.send_signal(asked)
     assert process.wait(60) != 0
     wait_until(lambda: not psutil.pid_exists(stage))
+    assert recovery.left_running() == []
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.3, 0.8, 1.5])
+def test_an_interrupt_at_any_moment_ends_in_a_line(toy: Path, after_s: float) -> None:
+    shutil.copyfile(ROOT / "params.yaml", toy / "params.yaml")
+    words = [sys.executable, "-m", "stages.pipeline.repro"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=toy, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: signal.SIGINT in caught_by(process.pid))
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, "the toy's stages wait for one another longer than this"
+    assert said.splitlines()[-1].startswith("stopped")
+    assert "Traceback" not in said
+
+
+def caught_by(process: int) -> set[int]:
+    """The signals that a process has a handler of its own for, Python's for an interrupt left out."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return (
+        {number for number in range(1, 32) if mask >> (number - 1) & 1} if mask >> (signal.SIGTERM - 1) & 1 else set()
+    )
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_interrupt_that_python_lost_stops_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a destructor is printed and forgotten, that of an interrupt as any other."""
+    monkeypatch.setattr(repro, "STOPPED", [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        repro.run(repro.due(), lanes=2)
     assert recovery.left_running() == []
 
 

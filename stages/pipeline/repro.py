@@ -7,10 +7,21 @@ let one process write at a time. What is stopped takes its stages with it; what 
 (see `recovery`).
 """
 
-import os
+# ruff: noqa: E402 - an interrupt while modules are imported ends in a line too
 import signal
-import subprocess
 import sys
+
+
+def _stop_early(*_: object) -> None:
+    sys.exit("stopped before anything was started")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop_early)
+    signal.signal(signal.SIGTERM, _stop_early)
+
+import os
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +35,7 @@ from stages.pipeline import check, lock, recovery
 RAN = "Running stage"  # how DVC says that it ran a command
 TAIL_LINES = 40  # shown of a failed stage
 POLL_S = 0.2
+STOPPED: list[object] = []  # the signal that asked for it
 
 
 def due() -> nx.DiGraph:
@@ -66,6 +78,8 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
                     running[stage] = _start(stage, _log(logs, stage)), time.time()
                     bar.set_postfix_str(", ".join(running))
                 time.sleep(POLL_S)
+                if STOPPED:  # and the exception was lost, in a destructor say, where Python ignores it
+                    raise KeyboardInterrupt
                 for stage, (process, start) in list(running.items()):
                     if process.poll() is None:
                         continue
@@ -112,12 +126,12 @@ def _log(folder: str, stage: str) -> Path:
     return Path(folder) / f"{stage}.log"
 
 
-def main() -> None:
-    """Run what is due."""
-    parser = arguments.parser(__doc__)
-    parser.add_argument("--lanes", type=arguments.at_least_one, help="stages at a time (what the cores have room for)")
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, stop)
+def run_due(lanes: int | None) -> None:
+    """Mend what a kill left and run what is due; ends the process with a line where it cannot.
+
+    Args:
+        lanes: stages at a time; None: as many as the cores have room for.
+    """
     try:
         given = check.parse(params.read())
         recovery.require_writable(*recovery.WRITTEN)
@@ -134,15 +148,27 @@ def main() -> None:
         sys.exit(str(fault))
     threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
     try:
-        run(graph, args.lanes or max(1, (os.cpu_count() or 1) // threads))
+        run(graph, lanes or max(1, (os.cpu_count() or 1) // threads))
     except subprocess.CalledProcessError:
         sys.exit(1)
+
+
+def main() -> None:
+    """Run what is due, until it is done or stopped."""
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--lanes", type=arguments.at_least_one, help="stages at a time (what the cores have room for)")
+    args = parser.parse_args()
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, stop)
+    try:
+        run_due(args.lanes)
     except KeyboardInterrupt:
         sys.exit("stopped, with all that it had started: the same command goes on from here")
 
 
-def stop(*_: object) -> None:
-    """What a TERM does: what the interrupt key does."""
+def stop(sent: int, _: object) -> None:
+    """What the interrupt key does, and a TERM."""
+    STOPPED.append(sent)
     raise KeyboardInterrupt
 
 
