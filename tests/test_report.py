@@ -401,16 +401,18 @@ def test_without_trials_settings_are_called_guesses(project: Path) -> None:
 
 
 def test_one_cohort_has_no_table_across_data_sets(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    html, _ = written(project)
+    html, markdown = written(project)
     assert "Trained here, tested there" in html
     assert "#matrix" in Page(html).links
+    assert "## Trained here, tested there" in markdown
     monkeypatch.setattr(sys.modules[__name__], "COHORTS", {"joint": COHORTS["joint"]})
     shutil.rmtree(project / "reports")
     fill(project / "reports")
-    html, _ = written(project)
+    html, markdown = written(project)
     page = Page(html)
     assert "Trained here, tested there" not in html
     assert "#matrix" not in page.links
+    assert "## Trained here" not in markdown
     assert page.open == []
 
 

@@ -13,6 +13,7 @@ README = Path("README.md")
 SOURCES = {
     "phantom": Path("reports/report.md"),
     "nih_sample": Path("reports/nih_sample.md"),
+    "nih_teacher": Path("reports/nih_teacher.md"),
 }
 
 
@@ -27,7 +28,7 @@ def filled(readme: str, sources: dict[str, str]) -> str:
 def main() -> None:
     """Read, fill, write."""
     if missing := [str(path) for path in SOURCES.values() if not path.exists()]:
-        sys.exit(f"no {', '.join(missing)}: run `make repro`, or copy runs/nih_sample/reports/report.md there")
+        sys.exit(f"no {', '.join(missing)}: run `make repro`, or copy runs/<preset>/reports/report.md there")
     sources = {name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()}
     README.write_text(filled(README.read_text(encoding="utf-8"), sources), encoding="utf-8")
 
