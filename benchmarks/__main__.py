@@ -1,10 +1,11 @@
-"""`make bench`: measure all, or one group with ONLY=<group>; write reports/bench.md."""
+"""`make bench`: measure all, or one group with ONLY=<group>; write its part of reports/bench.md."""
 
 import argparse
 import importlib
 import inspect
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ LIBRARIES = ("numpy", "opencv-python-headless", "pandas", "timm", "torch", "torc
 HEAD = """# Speed and memory, as ratios
 
 Written by `make bench`. Both sides of a line were measured in turn, in one run on one machine, so ratios hold better
-than seconds; a ratio is the median of the pairs, its quartiles stand behind it.
+than seconds; a ratio is the median of the pairs, its quartiles stand behind it. Each part says when and on what it was
+measured.
 """
 COLUMNS = "| what | ours | reference | ratio (quartiles) | wanted | met |\n|---|---:|---:|---:|---:|---|\n"
 
@@ -33,20 +35,32 @@ def machine() -> str:
     )
 
 
+def page(written: str, measured: dict[str, str]) -> str:
+    """The page, with the parts that were measured in place of those that it had.
+
+    Args:
+        written: the page as it is.
+        measured: group -> its part, from its heading on.
+    """
+    there = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", written, re.DOTALL | re.MULTILINE)
+    parts = {name.lower(): f"## {name}\n{text}".rstrip() + "\n" for name, text in there} | measured
+    return "\n".join([HEAD, *(parts[group] for group in GROUPS if group in parts)])
+
+
 def main() -> None:
-    """Run the groups and write the page; with one group, print only."""
+    """Run the groups and write their parts of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["", *GROUPS], default="")
     only = parser.parse_args().only
-    about, parts = machine(), []
     for group in [only] if only else GROUPS:
-        module = importlib.import_module(f"benchmarks.{group}")
+        module, about = importlib.import_module(f"benchmarks.{group}"), machine()
         rows = "".join(f"{line.row()}\n" for line in module.run())
-        parts.append(f"## {group.capitalize()}\n\n{inspect.getdoc(module)}\n\n{COLUMNS}{rows}")
-        print(parts[-1], flush=True)
-    if not only:
-        PAGE.write_text("\n".join([HEAD, f"{about}\n", *parts]), encoding="utf-8")
-        print(f"written: {PAGE}")
+        part = f"## {group.capitalize()}\n\n{inspect.getdoc(module)}\n\n{about}\n\n{COLUMNS}{rows}"
+        print(part, flush=True)
+        PAGE.write_text(
+            page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else "", {group: part}), encoding="utf-8"
+        )
+    print(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

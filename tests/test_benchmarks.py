@@ -11,6 +11,7 @@ import torch
 import wiring
 from torch import nn
 
+from benchmarks import __main__ as bench
 from benchmarks import ingest, maps, measure, training
 from stages.core import params
 
@@ -31,6 +32,16 @@ def test_works_are_called_in_turn_and_backwards_in_every_other_round() -> None:
     timed = measure.in_turn(lambda: called.append("a"), lambda: called.append("b"), count=3)
     assert called == [*"ab", *"ab", *"ba", *"ab"]
     assert [len(seconds) for seconds in timed] == [3, 3]
+
+
+def test_a_group_that_is_measured_alone_leaves_the_parts_of_others_as_they_are() -> None:
+    parts = {group: f"## {group.capitalize()}\n\nwhat\n\n| a |\n" for group in ("labels", "training")}
+    first = bench.page("", parts)
+    again = bench.page(first, {"ingest": "## Ingest\n\nnew\n", "labels": "## Labels\n\nother\n"})
+    assert [line for line in again.splitlines() if line.startswith("## ")] == ["## Labels", "## Ingest", "## Training"]
+    assert parts["training"] in again
+    assert "## Labels\n\nother\n\n## Ingest\n\nnew\n" in again
+    assert bench.page(again, {}) == again
 
 
 def test_a_rate_is_ours_to_theirs_and_a_duration_too() -> None:
