@@ -72,7 +72,7 @@ prune: setup  ## drop files and lock entries of cells that params.yaml no longer
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme
 
-bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
+bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training or judging)
 	@python -m benchmarks $${ONLY:+--only="$$ONLY"}
 
 trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)

@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(f"make maps needs drawn films, whose boxes data/truth has, and there is none of {', '.join(real)}: "
                  "choose explain.max_stride on drawn ones (make repro first)")  # fmt: skip
     device = nets.fix(threads)
-    mapper = plugins.load("explainers", settings.explainer).maps
+    mapper = plugins.load("explainers", settings.explainers[0]).maps
     plan = Plan(mapper, settings, evaluate.replicates, evaluate.confidence, seed)
     student = cells.headline_model(headline, headline.cohort)
     of_kind = {"teacher": student.its_teacher(), "twin": student.twin(), "distilled": student}
@@ -87,7 +87,7 @@ def main() -> None:
     }  # fmt: skip
     lines = [
         "# Class maps by stride, on validation films", "",
-        f"Explainer `{settings.explainer}`, headline's models, boxes of what was drawn on validation films "
+        f"Explainer `{settings.explainers[0]}`, headline's models, boxes of what was drawn on validation films "
         f"(`data/truth`); mean over findings with {100 * evaluate.confidence:g}% interval over patients. "
         f"The run's own is `explain.max_stride: {settings.max_stride}`. Made by `make maps`.", "",
         "| data set | stride | score | " + " | ".join(maker.replace("_minus_", " - ") for maker in MAKERS) + " |",

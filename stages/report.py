@@ -1,7 +1,8 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what compare, evaluate, profile, explain, export, describe, choice and the training stages wrote under reports/.
-Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
+Reads what compare, evaluate, operate, profile, explain, export, describe, choice and the training stages wrote under
+reports/. Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
+Also writes the headline's few numbers to reports/summary.json, and tables for `dvc plots show` to reports/plots/.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
 
@@ -17,8 +18,8 @@ from stages.judging import cells
 from stages.pages import published, rendering, results
 
 
-def read_metrics(folder: Path, datasets: list[str]) -> dict[str, Any]:
-    """Data set -> what evaluate wrote."""
+def read_per_dataset(folder: Path, datasets: list[str]) -> dict[str, Any]:
+    """Data set -> what evaluate, or operate, wrote of it."""
     cells.require_declared(folder, "*", {f"{dataset}.json" for dataset in datasets})
     return {dataset: files.read_json(folder / f"{dataset}.json") for dataset in datasets}
 
@@ -154,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         *cells.PARAMS, "headline", "title", "phantoms", "phantom", "datasets"
     )
     cohorts, teachers, students, *_ = declared
-    metrics = read_metrics(files.input("reports/metrics"), list(datasets))
+    metrics = read_per_dataset(files.input("reports/metrics"), list(datasets))
+    operating = read_per_dataset(files.input("reports/operating"), list(datasets))
     comparison = files.read_json(files.input("reports/comparison.json"))
     curves = read_curves(files.input("reports/curves"), cells.models(*declared))
     costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
@@ -172,11 +174,28 @@ def main(argv: list[str] | None = None) -> None:
         "explained": read_explained(files.input("reports/explain"), list(cohorts)),
         "exported": files.read_json(files.input("reports/export/export.json")),
         "published": published.FIGURES,
+        "operating": operating,
+        "reliability": {dataset: results.reliability(found) for dataset, found in operating.items()},
         **results.describe(tuple(declared), headline, metrics, comparison, curves),
         **describe_costs(costs, headline),
     }
+    context["answers"] = results.answers(
+        context["summaries"], operating, context["explained"][headline.cohort], context["settings"]["margin"]
+    )
+    part = files.input("stages/pages/operating.html.j2").read_text(encoding="utf-8")
+    context["operating_page"] = rendering.render(part, context, is_html=True)
+    part = files.input("stages/pages/soundness.html.j2").read_text(encoding="utf-8")
+    context["soundness_page"] = rendering.render(part, context, is_html=True)
     page = files.input("stages/pages/report.html.j2").read_text(encoding="utf-8")
     summary = files.input("stages/pages/report.md.j2").read_text(encoding="utf-8")
+    plots = results.plotted(context["summaries"], operating)
+    with files.output("reports/summary.json") as temporary:
+        shown = context["explained"][headline.cohort]
+        files.write_json(results.in_short(context["summaries"], operating, shown, context["costs"]), temporary)
+    with files.output("reports/plots") as temporary:
+        temporary.mkdir()
+        for name, table in plots.items():
+            table.to_csv(temporary / f"{name}.csv", index=False)
     with files.output("reports/index.html") as temporary:
         temporary.write_text(rendering.render(page, context, is_html=True), encoding="utf-8")
     with files.output("reports/report.md") as temporary:

@@ -10,18 +10,19 @@ import numpy as np
 import owners
 import pandas as pd
 import pytest
+import pytorch_grad_cam
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 from torch.nn import functional
 
 from stages import explain
-from stages.core import files, findings, params
+from stages.core import files, findings, params, plugins
 from stages.explainers import grad_cam
 from stages.judging import cells, class_maps, gallery, localisation, metrics
 from stages.models import eeea_net_c2  # registers with timm
@@ -30,7 +31,7 @@ from stages.nets import activations, nets
 SIZE = 64
 THRESHOLDS = [0.1, 0.5]
 CELL = {"cohort": "c", "student": "eeea_net_c2", "teacher": "resnet18", "loss": "sigmoid_kd", "seed": "0"}
-ARGS = [word for name, value in (CELL | {"explainer": "grad_cam"}).items() for word in (f"--{name}", value)]
+ARGS = [word for name, value in CELL.items() for word in (f"--{name}", value)]
 NETS = ["resnet18", eeea_net_c2.ID, "densenet121", "swin_s3_tiny_224", "vit_tiny_patch16_224"]
 KNOWN = ["Cardiomegaly", "Effusion", "Nodule"]
 
@@ -208,25 +209,49 @@ def test_map_of_a_linear_head_is_its_weighted_features(batch: torch.Tensor) -> N
         net = Pooled()
     with torch.no_grad():
         cells_of_map = 8 * 8
-        wanted = torch.einsum("k,bkhw->bhw", net.head.weight[2] / cells_of_map, net.features(batch)).relu()
+        wanted = torch.einsum("k,bkhw->bhw", net.head.weight[2] / cells_of_map, net.features(batch))
     np.testing.assert_allclose(grad_cam.maps(net, batch, [0, 2], 8)[:, 1], wanted.numpy(), atol=1e-7)
 
 
+LIBRARY = {
+    "grad_cam": pytorch_grad_cam.GradCAM,
+    "grad_cam_pp": pytorch_grad_cam.GradCAMPlusPlus,
+    "layer_cam": pytorch_grad_cam.LayerCAM,
+    "score_cam": pytorch_grad_cam.ScoreCAM,
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("max_stride", [16, 32])
 @pytest.mark.parametrize("name", NETS)
-def test_map_equals_the_library_once_rescaled(name: str, max_stride: int, batch: torch.Tensor) -> None:
+@pytest.mark.parametrize("explainer", LIBRARY)
+def test_a_map_equals_the_librarys_once_rescaled(
+    explainer: str, name: str, max_stride: int, batch: torch.Tensor
+) -> None:
     extra = {"img_size": SIZE} if name.startswith(("swin", "vit")) else {}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = timm.create_model(name, num_classes=4, **extra).eval()
-    maps = grad_cam.maps(net, batch, [1, 3], max_stride)
+    maps = plugins.load("explainers", explainer).maps(net, batch, [1, 3], max_stride)
     layer, channels = activations.target_layer(net, max_stride)
     for place, output in enumerate((1, 3)):
         reshape = lambda features: nets.as_grid(features, channels, layer, net)  # noqa: E731
-        with GradCAM(net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
+        with LIBRARY[explainer](net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
             wanted = library(batch, [ClassifierOutputTarget(output)] * len(batch))
-        mine = scale_cam_image(scale_cam_image(maps[:, place], (SIZE, SIZE)))
-        np.testing.assert_allclose(mine, wanted, atol=1e-5)
+        mine = scale_cam_image(scale_cam_image(np.maximum(maps[:, place], 0), (SIZE, SIZE)))
+        np.testing.assert_allclose(mine, wanted, atol=1e-4 if explainer == "score_cam" else 1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_eigen_cam_is_the_librarys_projection_with_its_largest_value_positive(name: str, batch: torch.Tensor) -> None:
+    extra = {"img_size": SIZE} if name.startswith(("swin", "vit")) else {}
+    net = timm.create_model(name, num_classes=4, **extra).eval()
+    maps = plugins.load("explainers", "eigen_cam").maps(net, batch, [0, 1], 16)
+    np.testing.assert_array_equal(maps[:, 0], maps[:, 1])
+    assert (maps[:, 0].max(axis=(1, 2)) >= -maps[:, 0].min(axis=(1, 2))).all()
+    features, _ = activations.with_gradients(net, batch, [0], 16)
+    plain = get_2d_projection(features.numpy())
+    np.testing.assert_allclose(np.abs(maps[:, 0]), np.abs(plain), atol=1e-5 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize(("max_stride", "side"), [(8, 8), (16, 4), (31, 4), (32, 2)])
@@ -314,7 +339,7 @@ def write_data(root: Path, boxed: bool) -> None:
         boxes[class_maps.BOX] = rng.uniform(0.1, 0.4, (len(drawn), 4))
         files.write_table(boxes, root / f"data/boxes/{dataset}.parquet")
         logits = pd.DataFrame(rng.normal(size=(18, len(KNOWN))).astype(np.float32), columns=KNOWN)
-        predictions.append(logits.assign(dataset=dataset, image=names[2:]))
+        predictions.append(logits.assign(dataset=dataset, image=names[2:], split="test"))
     distilled = "distilled/c/eeea_net_c2/resnet18/sigmoid_kd/0"
     files.write_table(pd.concat(predictions), root / f"data/predictions/{distilled}.parquet")
     for folder, architecture, seed in (

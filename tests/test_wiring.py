@@ -115,7 +115,7 @@ def renamed(key: str, old: str) -> Any:
         lambda values: values["datasets"]["chexpert"].update(root=HOSTILE),
         lambda values: values["headline"].update(cohort=HOSTILE),
         lambda values: values["headline"].update(seed=HOSTILE),
-        lambda values: values["explain"].update(explainer=HOSTILE),
+        lambda values: values["explain"].update(explainers=[HOSTILE]),
         lambda values: values.update(seeds=[HOSTILE]),
         *(renamed(group, "chexpert") for group in ("datasets", "phantoms")),
         renamed("cohorts", "joint"),

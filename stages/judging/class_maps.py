@@ -128,7 +128,7 @@ def films_of(
 
 
 def make_maps(model: Model, films: Films, pairs: pd.DataFrame, plan: Plan) -> np.ndarray:
-    """One map a pair (a row with image and finding): float32 (pair, height, width).
+    """One map a pair (a row with image and finding): float32 (pair, height, width), negative where it speaks against.
 
     Films go through the net once a finding that they have: that is less than backward for findings that they lack.
     """

@@ -158,7 +158,7 @@ def make_gallery(
         logits = nets.logits(model.net, [pixels], next(model.net.parameters()).device)
         probability = 1 / (1 + np.exp(-logits[np.arange(len(rows)), columns].astype(float)))
         shown[f"{name}_probability"] = np.round(probability, 6)
-        maps[name] = localisation.enlarge(make_maps(model, films, rows, plan), pixels.shape[1])
+        maps[name] = localisation.enlarge(np.maximum(make_maps(model, films, rows, plan), 0), pixels.shape[1])
     titles = ["film, drawn box", *(f"{name}\n{model.title}" for name, model in trained.items())]
     heading = (
         f"{dataset}, test films by outcome of the distilled student (it calls a finding on as many films as have it).\n"
