@@ -6,7 +6,7 @@ it declares. This wrapper, for a stage that DVC runs,
 1. hashes the declared dependencies and params before and after, and fails when one changed in between, or when code is
    not what was loaded of it;
 2. fails as soon as the stage loads a module or opens a file of the project that it does not declare, or writes outside
-   its outputs (see `doors` for what is seen, and `fence` for the kernel's own net, which sees all);
+   its outputs (see `doors` for what is seen, and `fence` for the kernel's own net);
 3. checks all of params.yaml, and lets the stage read just the params that it declares;
 4. leaves its own hashes of code and params for the runner (`lock.forged`), which compares them with what DVC then
    records: an edit between the last check and DVC's own look at the files.

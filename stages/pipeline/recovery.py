@@ -135,12 +135,14 @@ def require_commit() -> None:
     Raises:
         NoCommitError: it has none.
     """
-    if (
-        Path(".git").exists()
-        and subprocess.run(
-            ["git", "rev-parse", "--quiet", "--verify", "HEAD"], check=False, capture_output=True
-        ).returncode
-    ):
+    asked = [
+        "git",
+        "rev-parse",
+        "--quiet",
+        "--verify",
+        "HEAD",
+    ]  # ends with 1 without one, with 128 where git may not look
+    if Path(".git").exists() and subprocess.run(asked, check=False, capture_output=True).returncode == 1:
         raise NoCommitError("this git repository has no commit yet: `git add --all && git commit`, then run again")
 
 
