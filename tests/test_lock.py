@@ -35,9 +35,14 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copyfile(ROOT / name, tmp_path / name)
     for name in ("stages", "reports"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    dvc_project(tmp_path)
     return tmp_path
+
+
+def dvc_project(folder: Path) -> None:
+    """Make a folder a project of DVC's, without git."""
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
 
 def test_the_committed_lock_belongs_to_the_committed_code_and_params(checkout: Path) -> None:
@@ -90,6 +95,7 @@ def test_outputs_with_other_bytes_than_in_another_lock_are_named(
 ) -> None:
     other = {**ENTRIES, "b": ENTRIES["b"] | {"outs": [{"path": "data/b", "md5": "9"}, {"path": "data/c", "md5": "3"}]}}
     monkeypatch.chdir(tmp_path)
+    dvc_project(tmp_path)
     for name, stages in (("dvc.lock", ENTRIES), ("other.lock", other)):
         Path(name).write_text(json.dumps({"stages": stages}))
     assert lock.compare(Path("other.lock")) == [
@@ -137,6 +143,7 @@ def test_a_folder_of_another_content_breaks_the_chain() -> None:
 
 def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    dvc_project(tmp_path)
     for name in ("data/mine/film.png", "data/models/old/weights", "data/models/kept/weights", "reports/mine/notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -147,10 +154,9 @@ def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, m
     )
     monkeypatch.setattr(lock, "declared", lambda: ["train@kept"])
     assert lock.prune() == ["dvc.lock: train@old", "data/models/old"]
-    assert sorted(path.as_posix() for path in Path().rglob("*") if path.is_file()) == [
+    assert sorted(path.as_posix() for path in Path().glob("[!.]*/**/*") if path.is_file()) == [
         "data/mine/film.png",
         "data/models/kept/weights",
-        "dvc.lock",
         "reports/mine/notes.md",
     ]
     assert list(lock.entries()) == ["train@kept"]
@@ -170,6 +176,7 @@ def test_a_lock_that_is_not_whole_is_told_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    dvc_project(tmp_path)
     shutil.copyfile(wiring.ROOT / "params.yaml", "params.yaml")
     Path("dvc.lock").write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["lock", *command])

@@ -18,9 +18,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core import files
-from stages.pipeline import recovery, repro
+from stages.pipeline import lock, recovery, repro
 
 ROOT = Path(__file__).parent.parent
+PATHS = {**os.environ, "PYTHONPATH": str(ROOT)}
 MEET = (
     "touch {0}.here; for i in $(seq 200); do test -e {1}.here && break; sleep 0.1; done; test -e {1}.here && cp a {0}"
 )
@@ -123,6 +124,50 @@ def test_a_writer_that_lives_stays_in_the_table(toy: Path) -> None:
         process.kill()
 
 
+WRITER = """
+import time
+from pathlib import Path
+from stages.pipeline import recovery
+with recovery.still():
+    whole = Path("dvc.lock").read_bytes()
+    Path("dvc.lock").write_bytes(b"")
+    print("emptied", flush=True)
+    time.sleep(1.5)
+    Path("dvc.lock").write_bytes(whole)
+"""
+
+
+@pytest.mark.parametrize("read", [recovery.mend, recovery.keep, lock.entries, lambda: lock.forged("a")])
+def test_a_lock_that_another_process_is_writing_is_waited_for_and_not_called_cut_off(
+    toy: Path, read: Callable[[], object]
+) -> None:
+    """DVC empties dvc.lock first, and writes it for seconds where it is long."""
+    repro.run(repro.due(), lanes=2)
+    whole = (toy / "dvc.lock").read_bytes()
+    recovery.KEPT.write_bytes(b"stages: {}\n")
+    with subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True, env=PATHS) as writer:
+        assert writer.stdout.readline() == "emptied\n"
+        found = read()
+        assert not found or set(found) == set("abcd")
+        assert writer.wait() == 0
+    assert (toy / "dvc.lock").read_bytes() == whole
+    assert recovery.KEPT.read_bytes() in (whole, b"stages: {}\n")
+
+
+def test_a_lock_that_a_kill_cut_off_beside_a_stage_is_said_in_a_line(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(_: str) -> list[str]:
+        Path("dvc.lock").write_bytes(b"")
+        return list(lock.entries())
+
+    monkeypatch.setattr(lock, "forged", cut)
+    with pytest.raises(subprocess.CalledProcessError):
+        repro.run(repro.due(), lanes=2)
+    assert "a kill cut dvc.lock off as a ended: run `make repro` again" in capsys.readouterr().err
+    assert not (toy / "d").exists()
+
+
 @pytest.mark.usefixtures("toy")
 def test_half_a_lock_is_put_back_too() -> None:
     repro.run(repro.due(), lanes=2)
@@ -159,6 +204,13 @@ def test_a_git_repository_without_a_commit_is_refused_before_any_work(toy: Path)
         recovery.require_commit()
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=first"], check=True)
     recovery.require_commit()
+
+
+def test_a_folder_without_git_is_refused_in_a_line(toy: Path) -> None:
+    """What an unpacked download is."""
+    (toy / ".dvc/config").write_text("")
+    with pytest.raises(recovery.NoCommitError, match="is not a git repository, which DVC asks for: clone"):
+        recovery.mend()
 
 
 @pytest.mark.parametrize("place", [".dvc/tmp", "data", ".dvc/cache"])

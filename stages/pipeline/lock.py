@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def entries(lock: Path = LOCK) -> dict[str, Entry]:
     """
     if not lock.exists():
         raise FileNotFoundError(f"there is no {lock}: run `make repro`")
-    content = lock.read_bytes()
+    with recovery.still() if lock == LOCK else nullcontext():
+        content = lock.read_bytes()
     if not recovery.is_whole(content):
         raise recovery.broken(lock, content)
     return dict(YAML(typ="safe").load(content)["stages"])
@@ -136,10 +138,7 @@ def forget(stage: str, since: float) -> None:
         stage: its name in dvc.lock.
         since: seconds since the epoch.
     """
-    from dvc.repo import Repo, lock_repo
-
-    repo = Repo()
-    with lock_repo(repo):
+    with recovery.still() as repo:
         runs = Path(repo.stage_cache.cache_dir)
         for run in runs.glob("*/*"):  # a folder of what such a run gave, each time that it ran
             if any(path.stat().st_mtime >= since for path in run.iterdir()):
@@ -213,7 +212,8 @@ def prune() -> list[str]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
     if gone:
-        _drop(gone)
+        with recovery.still():
+            _drop(gone)
     return [*(f"dvc.lock: {name}" for name in gone), *map(str, stale)]
 
 

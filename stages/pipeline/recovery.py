@@ -3,6 +3,9 @@
 DVC empties `dvc.lock`, and its table of who reads and writes what (`.dvc/tmp/rwlock`), before it writes them anew: a
 kill in between leaves files without content, of which DVC says no more than that they are corrupt. So the runner keeps
 the last whole `dvc.lock`. A killed `make repro` may leave its stages running: the next one waits for them.
+
+Read while another process writes it, a `dvc.lock` looks the same as one that a kill cut off. So whoever judges it holds
+DVC's own lock (`still`).
 """
 
 import json
@@ -11,14 +14,19 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.learning import checkpoints
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 LOCK = Path("dvc.lock")
 KEPT = checkpoints.ROOT / "dvc.lock"
@@ -34,7 +42,7 @@ class LockFileError(ValueError):
 
 
 class NoCommitError(ValueError):
-    """The project's git repository is empty."""
+    """The project has no git repository, or an empty one."""
 
 
 class ReadOnlyError(ValueError):
@@ -62,8 +70,36 @@ def broken(lock: Path, content: bytes) -> LockFileError:
     )
 
 
+@contextmanager
+def still() -> Iterator["Repo"]:
+    """This project in DVC's hands, with DVC's lock held, after waiting for it: no other process writes DVC's files.
+
+    It is no lock to take twice in one process.
+
+    Raises:
+        NoCommitError: the project is not in a git repository, where DVC looks for one.
+    """
+    from dvc.repo import Repo, lock_repo  # a quarter of a second
+    from dvc.scm import SCMError
+
+    try:
+        repo = Repo(_wait_for_lock=True)
+    except SCMError as error:
+        raise NoCommitError(
+            f"{error}, which DVC asks for: clone the project, or make it one (`git init && git add --all && git "
+            "commit`), then run again"
+        ) from error
+    with lock_repo(repo):
+        yield repo
+
+
 def keep() -> None:
-    """Keep dvc.lock as it is now, if it is there and whole: another process may just be writing it."""
+    """Keep dvc.lock as it is now, if it is there and whole."""
+    with still():
+        _keep()
+
+
+def _keep() -> None:
     if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and is_whole(content):
         checkpoints.write(KEPT, content)
 
@@ -74,18 +110,26 @@ def mend() -> list[str]:
     Raises:
         LockFileError: dvc.lock holds a merge's conflicts, or is cut off and no whole one was kept.
     """
-    done = []
-    if LOCK.exists() and not _is_kept(content := LOCK.read_bytes()) and not is_whole(content):
-        if CONFLICT in content or not KEPT.exists():
-            raise broken(LOCK, content)
-        checkpoints.write(LOCK, KEPT.read_bytes())
-        done.append(f"{LOCK} was cut off by a kill: the last whole one is back, what ran after it runs again")
-    if RUNNING.exists() and (named := _named(RUNNING)) != set() and not any(map(_is_dvc, named or ())):
-        RUNNING.unlink()  # DVC goes by numbers of processes, and would wait for one that has got a dead one's
-        if named is None:
-            done.append(f"{RUNNING} was cut off by a kill and is gone: nothing that it named runs any more")
-    keep()
+    with still():
+        done = [*_mend_lock(), *_mend_table()]
+        _keep()
     return done
+
+
+def _mend_lock() -> list[str]:
+    if not LOCK.exists() or _is_kept(content := LOCK.read_bytes()) or is_whole(content):
+        return []
+    if CONFLICT in content or not KEPT.exists():
+        raise broken(LOCK, content)
+    checkpoints.write(LOCK, KEPT.read_bytes())
+    return [f"{LOCK} was cut off by a kill: the last whole one is back, what ran after it runs again"]
+
+
+def _mend_table() -> list[str]:
+    if not RUNNING.exists() or (named := _named(RUNNING)) == set() or any(map(_is_dvc, named or ())):
+        return []
+    RUNNING.unlink()  # DVC goes by numbers of processes, and would wait for one that has got a dead one's
+    return [] if named else [f"{RUNNING} was cut off by a kill and is gone: nothing that it named runs any more"]
 
 
 def _is_kept(content: bytes) -> bool:

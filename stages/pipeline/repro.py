@@ -40,11 +40,8 @@ STOPPED: list[object] = []  # the signal that asked for it
 
 def due() -> nx.DiGraph:
     """The stages that changed and those that follow from them, with edges from a stage to the ones after it."""
-    from dvc.repo import Repo, lock_repo
-
-    repo = Repo()
-    recovery.require_writable(Path(repo.cache.local_cache_dir))
-    with lock_repo(repo):  # under one lock DVC reads dvc.yaml and dvc.lock once, not for each question anew
+    with recovery.still() as repo:  # under one lock DVC reads dvc.yaml and dvc.lock once, not for each question anew
+        recovery.require_writable(Path(repo.cache.local_cache_dir))
         graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
         changed = set(repo.status()) & set(graph)
     return nx.DiGraph(graph.subgraph(changed.union(*(nx.descendants(graph, stage) for stage in changed))))
@@ -106,7 +103,13 @@ def _fault(stage: str, process: subprocess.Popen[bytes], said: str, start: float
     if process.returncode:
         tail = "\n".join(said.replace("\r", "\n").splitlines()[-TAIL_LINES:])
         return f"{tail}\n{stage} failed"
-    if RAN not in said or not (edited := lock.forged(stage)):
+    if RAN not in said:
+        return ""
+    try:
+        edited = lock.forged(stage)
+    except recovery.LockFileError:
+        return f"a kill cut {lock.LOCK} off as {stage} ended: run `make repro` again, which mends it"
+    if not edited:
         return ""
     lock.forget(stage, start)
     return (
