@@ -268,6 +268,9 @@ def test_a_run_that_is_stopped_takes_its_stages_with_it(toy: Path, asked: signal
     assert recovery.left_running() == []
 
 
+STOPPED = {1, -signal.SIGINT}  # Python gives the second where an import was just in an `exec` of text
+
+
 @pytest.mark.parametrize("after_s", [0.02, 0.3, 0.8, 1.5])
 def test_an_interrupt_at_any_moment_ends_in_a_line(toy: Path, after_s: float) -> None:
     shutil.copyfile(ROOT / "params.yaml", toy / "params.yaml")
@@ -278,7 +281,7 @@ def test_an_interrupt_at_any_moment_ends_in_a_line(toy: Path, after_s: float) ->
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1, "the toy's stages wait for one another longer than this"
+    assert process.returncode in STOPPED, "the toy's stages wait for one another longer than this"
     assert said.splitlines()[-1].startswith("stopped")
     assert "Traceback" not in said
 
