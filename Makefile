@@ -41,10 +41,10 @@ repro: setup  ## run the pipeline: whatever changed, and what follows from it (L
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
-	@OMP_NUM_THREADS=1 python -m pytest -q -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+	@OMP_NUM_THREADS=1 python -m pytest -q -rs -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
-	@python -m pytest -q -m slow
+	@python -m pytest -q -rs -m slow
 
 soak: setup  ## kills, edits and races, for about two hours: is anything lost or forged? (writes reports/soak.md)
 	@PYTHONPATH="$$PYTHONPATH:tests" python -m soak
@@ -72,13 +72,13 @@ prune: setup  ## drop files and lock entries of cells that params.yaml no longer
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme
 
-bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest or training)
+bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training or judging)
 	@python -m benchmarks $${ONLY:+--only="$$ONLY"}
 
 trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)
 	@$(IN_RUN) python -m benchmarks.trials --into "$$PYTHONPATH/reports/choices" -- "$${STUDY:-drawn}"
 
-maps: setup  ## which layer class maps should come from, on boxes of validation films (after make repro)
+maps: setup  ## which explainer, and which layer, maps should come from, on validation films (after make repro)
 	@$(IN_RUN) python -m benchmarks.maps
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 PAGE = Path("reports/bench.md")
-GROUPS = ("labels", "ingest", "training")
+GROUPS = ("labels", "ingest", "training", "judging")
 LIBRARIES = ("numpy", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
 HEAD = """# Speed and memory, as ratios
 

@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from stages.core import arguments, files, findings, params, seeds
+from stages.core import arguments, files, findings, params
+from stages.sources import policy
 
-SMOOTHED = (0.55, 0.85)  # what `smoothed` draws an uncertain label from (Pham et al. 2021, U-Ones with smoothing)
-FIXED = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan, "teacher": np.nan}
-CERTAIN = {findings.PRESENT: 1.0, findings.ABSENT: 0.0, findings.IMPLIED: 0.0, findings.MISSING: np.nan}
 SPLITS = ("train", "val")
 
 
@@ -83,41 +81,10 @@ def join(
     return Part(rows, kept[names].to_numpy(np.int8), counts)
 
 
-def target(facts: np.ndarray, finding: str, dataset: str, images: pd.Series, policies: Any) -> np.ndarray:
-    """One finding's training targets.
-
-    Args:
-        facts: int8 (rows,).
-        finding: its name.
-        dataset: whose facts they are.
-        images: the rows' keys, from which `smoothed` draws.
-        policies: `policies.<dataset>` of params.
-
-    Returns:
-        float32 (rows,); NaN is masked before the loss, and with policy `teacher` left to the soft label.
-
-    Raises:
-        ValueError: a blank is to be smoothed.
-    """
-    values = np.full(len(facts), np.nan, np.float32)
-    for fact, value in CERTAIN.items():
-        values[facts == fact] = value
-    for kind, fact in (("uncertain", findings.UNCERTAIN), ("blank", findings.BLANK)):
-        chosen = getattr(policies, kind)
-        policy = chosen.per_finding.get(finding, chosen.default)
-        at = np.flatnonzero(facts == fact)
-        if policy != "smoothed":
-            values[at] = FIXED[policy]
-        else:  # smoothed, which only an uncertain label can be
-            low, high = SMOOTHED
-            luck = [seeds.unit("smoothed", dataset, image, finding) for image in images.iloc[at]]
-            values[at] = low + (high - low) * np.array(luck)
-    return values
-
-
 def targets(part: Part, names: list[str], dataset: str, policies: Any) -> np.ndarray:
     """A data set's training targets, float32 (rows, findings)."""
-    columns = [target(part.facts[:, k], name, dataset, part.rows["image"], policies) for k, name in enumerate(names)]
+    images = part.rows["image"]
+    columns = [policy.target(part.facts[:, k], name, dataset, images, policies) for k, name in enumerate(names)]
     return np.stack(columns, axis=1)
 
 

@@ -1,30 +1,27 @@
 """Class maps of teacher, twin and distilled student on the same test films, scored against drawn boxes.
 
 Reads a cohort's teacher, twin and headline student, the labels, films and boxes of every data set, and the student's
-predictions. Writes `data/explain/<cohort>/` (maps.npz: float16, each map over its own peak; pairs.parquet: what each
-map is of, its peak and scores), `reports/explain/<cohort>.json` (scores with patient-bootstrap intervals), a gallery.
-A teacher that is no single net has no maps: it is left out, with the reason. Stops on an architecture that the
-explainer does not fit and on boxes of data sets that params.yaml does not declare.
+predictions. Writes `data/explain/<cohort>/` (maps.npz: float16, each map over its own peak, signed; pairs.parquet: what
+each map is of, its peak and scores), `reports/explain/<cohort>.json` (scores with patient-bootstrap intervals, of the
+first explainer of params.yaml in full, of the others their means). A teacher that is no single net has no maps: it is
+left out, with the reason. Stops on an architecture that an explainer does not fit and on boxes of data sets that
+params.yaml does not declare.
 
 A *pair* is a test film and a finding with a box on it. The controls are a random map on the distilled student's grid
 (the mean over as many draws as there are bootstrap replicates) and the mean box of the finding over other patients.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.core import arguments, files, findings, params, plugins, seeds
-from stages.judging import class_maps, gallery, localisation
+from stages.core import arguments, files, params, plugins, seeds
+from stages.judging import class_maps, localisation, soundness
 from stages.judging.class_maps import BOX, Films, Model, Names, Plan
 from stages.nets import nets
-
-WITHOUT_MAPS = {  # kind of a teacher -> why it has none
-    "table": "a table of probabilities has no maps",
-    "ensemble": "an ensemble's logits come from several nets, each with maps of its own",
-}
 
 
 def write_maps(maps: dict[str, np.ndarray], path: Path) -> None:
@@ -55,10 +52,11 @@ def explain_dataset(
     keys = zip(pairs["image"], pairs["finding"], strict=True)
     masks = np.stack([localisation.box_mask(grouped.get_group(key).to_numpy(), size_px) for key in keys])
     maps = {maker: class_maps.make_maps(model, films, pairs, plan) for maker, model in trained.items()}
-    scores = class_maps.score_maps(maps, masks, pairs, plan, seeds.of(*names, "random"))
-    empty = {maker: of_model.max(axis=(1, 2)) == 0 for maker, of_model in maps.items()}
+    speaks_for = {maker: np.maximum(of_model, 0) for maker, of_model in maps.items()}
+    scores = class_maps.score_maps(speaks_for, masks, pairs, plan, seeds.of(*names, "random"))
+    empty = {maker: of_model.max(axis=(1, 2)) == 0 for maker, of_model in speaks_for.items()}
     found = class_maps.summarise(scores, empty, masks.mean(axis=(1, 2)), pairs, plan, seeds.of(*names, "bootstrap"))
-    for maker, of_model in maps.items():
+    for maker, of_model in speaks_for.items():
         pairs[f"{maker}_peak"] = of_model.max(axis=(1, 2))
     for maker, values in scores.items():
         pairs[[f"{maker}_{name}" for name in localisation.score_names(plan.settings.iobb_thresholds)]] = values
@@ -80,9 +78,14 @@ def explain(
     return report, pd.concat(tables, ignore_index=True), maps
 
 
+def means(scores: dict[str, Any]) -> dict[str, Any]:
+    """Data set -> the scores of the mean over findings, `None` where there is none."""
+    return {dataset: found["mean"] and found["mean"]["scores"] for dataset, found in scores.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Explain the headline models of a cohort."""
-    cell = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", "seed", "explainer")
+    cell = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", "seed")
     args = cell.parse_args(argv)
     settings, datasets, replicates, confidence, seed, threads = params.load(
         "explain", "datasets", "evaluate.replicates", "evaluate.confidence", "seed", "threads"
@@ -90,7 +93,9 @@ def main(argv: list[str] | None = None) -> None:
     device = nets.fix(threads)
     plugins.load("models", args.teacher)
     plugins.load("models", args.student)
-    plan = Plan(plugins.load("explainers", args.explainer).maps, settings, replicates, confidence, seed)
+    explainers = plugins.load_all("explainers", settings.explainers)
+    first, *others = explainers
+    plan = Plan(explainers[first].maps, settings, replicates, confidence, seed)
     folders = {
         "teacher": files.input(f"data/models/teacher/{args.cohort}/{args.teacher}"),
         "twin": files.input(f"data/models/twin/{args.cohort}/{args.student}/{args.seed}"),
@@ -103,28 +108,42 @@ def main(argv: list[str] | None = None) -> None:
     )
     labels, shards, boxes = files.input("data/labels"), files.input("data/images"), files.input("data/boxes")
     titles = {"teacher": args.teacher, "twin": args.student, "distilled": f"{args.student}, {args.loss}"}
-    kind = plugins.model_kind(args.teacher)
-    left_out = {"teacher": WITHOUT_MAPS[kind]} if kind in WITHOUT_MAPS else {}
+    left_out = class_maps.without_maps(args.teacher)
     trained = class_maps.load_models(
         {name: path for name, path in folders.items() if name not in left_out}, titles, device
     )
     outputs = trained["distilled"].findings
     films = class_maps.load_films(labels, shards, boxes, datasets, outputs, plan)
     scores, pairs, maps = explain(trained, films, plan)
-    shown, rows = gallery.choose_gallery(films, files.read_table(predicted), outputs, plan)
-    spoken = findings.vocabulary(files.input("stages/findings.csv")).titles
-    picture, gallery_rows = gallery.make_gallery(trained, films[shown], rows, shown, plan, spoken)
-    report = {"cohort": args.cohort, "explainer": args.explainer, "models": titles, "datasets": scores}
-    report |= {"gallery_rows": gallery_rows, "left_out": left_out}
+    predictions = files.read_table(predicted)
+    report = {"cohort": args.cohort, "explainer": first, "models": titles, "datasets": scores}
+    sound = {
+        dataset: soundness.Soundness(of_dataset, trained, plan, ("explain", seed, dataset))
+        for dataset, of_dataset in films.items()
+    }
+    report["soundness"] = {dataset: of_dataset.described() for dataset, of_dataset in sound.items()}
+    for dataset, of_dataset in films.items():
+        of_pairs = pairs[pairs["dataset"] == dataset]
+        made = {kind: maps[f"{dataset}.{kind}"] for kind in trained if f"{dataset}.{kind}" in maps}
+        logits = predictions[predictions["dataset"] == dataset]
+        report["soundness"][dataset]["boxed"] = soundness.boxed(of_dataset, of_pairs, made, logits)
+    size_px = next(iter(films.values())).pixels[0].shape[0]
+    fresh = nets.build_model(args.student, len(outputs), size_px, seed=seed).eval().to(device)
+    mappers = {name: module.maps for name, module in explainers.items()}
+    boxed_first = sorted(films, key=lambda name: films[name].boxes.empty)
+    asked = [dataset for dataset in boxed_first if len(sound[dataset].pairs)][:1]  # one is enough
+    report["sanity"] = {name: sound[name].by_weights(mappers, fresh, settings.sanity_pairs) for name in asked}
+    report["explainers"] = {first: means(scores)} | {
+        name: means(explain(trained, films, replace(plan, mapper=explainers[name].maps))[0]) for name in others
+    }
+    report["left_out"] = left_out
     with (
         files.output(f"data/explain/{args.cohort}") as folder,
         files.output(f"reports/explain/{args.cohort}.json") as report_path,
-        files.output(f"reports/explain/{args.cohort}_gallery.png") as picture_path,
     ):
         write_maps(maps, folder / "maps.npz")
         files.write_table(pairs, folder / "pairs.parquet")
         files.write_json(report, report_path)
-        picture_path.write_bytes(picture)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Compute a model's logits of the test films of every data set, so that metrics need no model.
+"""Compute a model's logits of the validation and test films of every data set, so that metrics need no model.
 
-Reads the model and the labels and films of all data sets; writes a row a film with a column a finding that the model
-knows. Test rows without a film are left out (`assemble` counts them). A precomputed teacher has no row of a data set of
-which its table has no film; a table that has some of a data set's test films, and not all, stops the stage.
+Reads the model and the labels and films of all data sets; writes a row a film, with its split and a column a finding
+that the model knows. Rows without a film are left out (`assemble` counts them). A precomputed teacher has no row of a
+split of which its table has no film; a table that has some of a split's films, and not all, stops the stage.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,39 +19,41 @@ from stages.nets import nets, probability_table
 from stages.sources.images import Images
 
 BATCH = 128  # films a forward pass
+SPLITS = "val", "test"
 
 Score = Callable[[pd.DataFrame, Path], np.ndarray]
 
 
-def test_rows(labels: Path, films: Path) -> pd.DataFrame:
-    """The test rows of one data set that have a film, with where it lies."""
+def rows_of(split: str, labels: Path, films: Path) -> pd.DataFrame:
+    """The rows of one split of a data set that have a film, with where it lies."""
     rows = files.read_table(labels, ["image", "split"])
-    rows = rows[rows["split"] == "test"].drop(columns="split")
+    rows = rows[rows["split"] == split]
     index = files.read_table(films / "index.parquet", ["image", "shard", "row"])
     found = rows.merge(index, on="image", validate="one_to_one").sort_values("image", ignore_index=True)
     return found.assign(shard=found["shard"].map("shard_{:04d}.npy".format))
 
 
 def predictions(score: Score, findings: list[str], labels: Path, images: Path, datasets: list[str]) -> pd.DataFrame:
-    """Logits of all test films: `dataset`, `image`, one float32 column a finding.
+    """Logits of all validation and test films: `dataset`, `image`, `split`, one float32 column a finding.
 
     Args:
-        score: gives the logits (film, finding) of test rows whose films lie in a folder, of all of them or of none.
+        score: gives the logits (film, finding) of rows whose films lie in a folder, of all of them or of none.
         findings: the columns.
         labels: the folder of labels.
         images: the folder of films.
         datasets: the data sets.
     """
-    tables = []
-    for dataset in datasets:
-        rows = test_rows(labels / f"{dataset}.parquet", images / dataset)
-        if rows.empty:
-            continue
-        scores = score(rows, images / dataset)
-        table = rows[["image"]].head(len(scores)).assign(dataset=dataset)[["dataset", "image"]].astype("str")
-        tables.append(pd.concat([table, pd.DataFrame(scores, columns=findings)], axis=1))
-    if not tables:
+    parts = {
+        (dataset, split): rows_of(split, labels / f"{dataset}.parquet", images / dataset)
+        for dataset, split in itertools.product(datasets, SPLITS)
+    }
+    if all(parts[dataset, "test"].empty for dataset in datasets):
         raise ValueError(f"no test film in {', '.join(datasets)}: see reports/labels for what was left out and why")
+    tables = []
+    for (dataset, _), rows in parts.items():
+        scores = score(rows, images / dataset) if len(rows) else np.empty((0, len(findings)), np.float32)
+        table = rows.head(len(scores)).assign(dataset=dataset)[["dataset", "image", "split"]].astype("str")
+        tables.append(pd.concat([table, pd.DataFrame(scores, columns=findings)], axis=1))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -65,7 +68,7 @@ def of_table(table: pd.DataFrame) -> Score:
     def score(rows: pd.DataFrame, folder: Path) -> np.ndarray:
         is_covered = probability_table.key(rows["image"]).isin(table.index).any()
         return probability_table.logits(
-            table, rows["image"][: None if is_covered else 0], f"test films of {folder.name}"
+            table, rows["image"][: None if is_covered else 0], f"{rows['split'].iloc[0]} films of {folder.name}"
         )
 
     return score

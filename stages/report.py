@@ -1,11 +1,12 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what compare, evaluate, profile, explain, export, describe, choice and the training stages wrote under reports/.
-Writes reports/index.html and reports/report.md; the same inputs give the same bytes.
+Reads what compare, evaluate, operate, atlas, card, profile, explain, export, describe, choice and the training stages
+wrote under reports/. Writes reports/index.html and reports/report.md, reports/cards (the headline student's model card,
+and what reporting checklists ask), the headline's few numbers to reports/summary.json, and tables for `dvc plots show`
+to reports/plots/; the same inputs give the same bytes.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import pandas as pd
 
 from stages.core import arguments, files, findings, params
 from stages.judging import cells
-from stages.pages import published, rendering, results
+from stages.pages import cards, published, rendering, results
 
 
-def read_metrics(folder: Path, datasets: list[str]) -> dict[str, Any]:
-    """Data set -> what evaluate wrote."""
-    cells.require_declared(folder, "*", {f"{dataset}.json" for dataset in datasets})
-    return {dataset: files.read_json(folder / f"{dataset}.json") for dataset in datasets}
+def read_each(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Data set -> what evaluate, operate, atlas or card wrote of it; the same of cohorts and explain."""
+    cells.require_declared(folder, "*.json", {f"{name}.json" for name in names})
+    return {name: files.read_json(folder / f"{name}.json") for name in names}
 
 
 def read_curves(folder: Path, models: list[cells.Model]) -> dict[str, pd.DataFrame]:
@@ -48,17 +49,6 @@ def read_costs(folder: Path, roles: dict[str, list[str]]) -> list[dict[str, Any]
         for role, archs in roles.items()
         for arch in archs
     ]
-
-
-def read_explained(folder: Path, cohorts: list[str]) -> dict[str, Any]:
-    """Cohort -> what explain wrote, with its gallery as a data URI."""
-    cells.require_declared(folder, "*.json", {f"{cohort}.json" for cohort in cohorts})
-    cells.require_declared(folder, "*.png", {f"{cohort}_gallery.png" for cohort in cohorts})
-    explained = {}
-    for cohort in cohorts:
-        picture = base64.b64encode((folder / f"{cohort}_gallery.png").read_bytes()).decode()
-        explained[cohort] = files.read_json(folder / f"{cohort}.json") | {"gallery": f"data:image/png;base64,{picture}"}
-    return explained
 
 
 def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any]]:
@@ -147,18 +137,47 @@ def describe_choice(choice: dict[str, Any]) -> dict[str, Any]:
     return choice | {"methods": rows, "longer": longer, "longer_steps": steps}
 
 
+def fill(templates: dict[str, Path], context: dict[str, Any]) -> dict[str, str]:
+    """Each template's text: the parts of the HTML page first, which it takes over.
+
+    Args:
+        templates: name -> file; a part's name is that by which the page has it.
+        context: what they show.
+    """
+    filled: dict[str, str] = {}
+    for name, path in templates.items():
+        is_html = path.name.endswith(".html.j2")
+        filled[name] = rendering.render(path.read_text(encoding="utf-8"), context | filled, is_html)
+    return filled
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Write reports/index.html and reports/report.md."""
+    """Write the pages, the model card and what DVC shows."""
     arguments.parser(__doc__).parse_args(argv)
     *declared, headline, title, drawn, phantom, datasets = params.load(
         *cells.PARAMS, "headline", "title", "phantoms", "phantom", "datasets"
     )
     cohorts, teachers, students, *_ = declared
-    metrics = read_metrics(files.input("reports/metrics"), list(datasets))
+    metrics = read_each(files.input("reports/metrics"), list(datasets))
+    operating = read_each(files.input("reports/operating"), list(datasets))
     comparison = files.read_json(files.input("reports/comparison.json"))
+    explained = read_each(files.input("reports/explain"), list(cohorts))
+    exported = files.read_json(files.input("reports/export/export.json"))
     curves = read_curves(files.input("reports/curves"), cells.models(*declared))
     costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
+    titles = findings.vocabulary(files.input("stages/findings.csv")).titles
     labels = files.input("reports/labels.html").read_text(encoding="utf-8")
+    templates = {
+        "findings_page": files.input("stages/pages/findings.html.j2"),
+        "operating_page": files.input("stages/pages/operating.html.j2"),
+        "soundness_page": files.input("stages/pages/soundness.html.j2"),
+        "html": files.input("stages/pages/report.html.j2"),
+        "markdown": files.input("stages/pages/report.md.j2"),
+        "model": files.input("stages/pages/model_card.md.j2"),
+        "checklists": files.input("stages/pages/checklists.md.j2"),
+    }
+    guidelines = pd.read_csv(files.input("stages/pages/checklists.csv"), dtype=str)
+    learnt_from = cohorts[headline.cohort].datasets
     context = {
         "title": title,
         "drawn": [name for name in datasets if name in drawn],
@@ -167,20 +186,47 @@ def main(argv: list[str] | None = None) -> None:
         "labels": rendering.block(labels, "labels").group(1),
         "choice": describe_choice(files.read_json(files.input("reports/choice.json"))),
         "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
+        "script": files.input("stages/pages/page.js").read_text(encoding="utf-8"),
         "ordered": order_scores,
-        "titles": findings.vocabulary(files.input("stages/findings.csv")).titles,
-        "explained": read_explained(files.input("reports/explain"), list(cohorts)),
-        "exported": files.read_json(files.input("reports/export/export.json")),
+        "titles": titles,
+        "explained": explained,
+        "exported": exported,
         "published": published.FIGURES,
+        "operating": operating,
+        "reliability": {dataset: results.reliability(found) for dataset, found in operating.items()},
+        "atlas": read_each(files.input("reports/atlas"), list(datasets)),
+        "data_cards": read_each(files.input("reports/data_cards"), list(datasets)),
+        "learnt_from": learnt_from,
+        "answered": [titles[name] for name in titles if any(name in datasets[one].findings for one in learnt_from)],
+        "checklists": cards.checklists(guidelines),
         **results.describe(tuple(declared), headline, metrics, comparison, curves),
         **describe_costs(costs, headline),
     }
-    page = files.input("stages/pages/report.html.j2").read_text(encoding="utf-8")
-    summary = files.input("stages/pages/report.md.j2").read_text(encoding="utf-8")
+    of_headline, summaries = explained[headline.cohort], context["summaries"]
+    context["answers"] = results.answers(summaries, operating, of_headline, context["settings"]["margin"])
+    context["cost_quality"] = results.cost_quality(summaries[-1], context["costs"], exported["size_px"])
+    written = fill(templates, context)
+    own = context["shown"]["distilled"].id
+    scores = {
+        test["name"]: metrics[test["name"]]["models"][own]["means"][test["mean"]]["auroc"]
+        for test in summaries
+        if test["rows"]
+    }
+    head = cards.metadata(scores, headline, context["drawn"])
+    with files.output("reports/summary.json") as temporary:
+        files.write_json(results.in_short(summaries, operating, of_headline, context["costs"]), temporary)
+    with files.output("reports/plots") as temporary:
+        temporary.mkdir()
+        for name, table in results.plotted(summaries, operating).items():
+            table.to_csv(temporary / f"{name}.csv", index=False)
     with files.output("reports/index.html") as temporary:
-        temporary.write_text(rendering.render(page, context, is_html=True), encoding="utf-8")
+        temporary.write_text(written["html"], encoding="utf-8")
     with files.output("reports/report.md") as temporary:
-        temporary.write_text(rendering.render(summary, context, is_html=False), encoding="utf-8")
+        temporary.write_text(written["markdown"], encoding="utf-8")
+    with files.output("reports/cards/model.md") as temporary:
+        temporary.write_text(head + written["model"], encoding="utf-8")
+    with files.output("reports/cards/checklists.md") as temporary:
+        temporary.write_text(written["checklists"], encoding="utf-8")
 
 
 if __name__ == "__main__":

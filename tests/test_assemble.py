@@ -11,6 +11,7 @@ from owners import chexpert_path, chexpert_row, film, nih_name, padchest_row, pn
 
 from stages import assemble
 from stages.core import files, findings, schema
+from stages.sources import policy
 
 PATIENTS = 40
 DATASETS = ("chestxray14", "chexpert", "padchest")
@@ -51,7 +52,7 @@ def policies(uncertain: str = "ignore", blank: str = "zeros", **per_finding: str
 
 def target(facts: list[int], finding: str = "Edema", dataset: str = "chexpert", **chosen: str) -> list[float]:
     images = pd.Series([f"image{place}" for place in range(len(facts))])
-    return assemble.target(np.array(facts, np.int8), finding, dataset, images, policies(**chosen)).tolist()
+    return policy.target(np.array(facts, np.int8), finding, dataset, images, policies(**chosen)).tolist()
 
 
 @pytest.mark.parametrize(("policy", "value"), [("ones", 1.0), ("zeros", 0.0), ("ignore", np.nan), ("teacher", np.nan)])

@@ -52,6 +52,7 @@ def predict(labels: pd.DataFrame, model: cells.Model, dataset: str = "chexpert")
     table = pd.DataFrame(logits.astype(np.float32), columns=columns)
     table.insert(0, "dataset", dataset)
     table.insert(1, "image", labels["image"].to_numpy())
+    table.insert(2, "split", "test")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Class maps, their scores and controls, and the gallery."""
+"""Class maps, their scores and controls."""
 
 import contextlib
 import json
@@ -10,29 +10,27 @@ import numpy as np
 import owners
 import pandas as pd
 import pytest
+import pytorch_grad_cam
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 from torch.nn import functional
+from trained import ARGS, KNOWN, SIZE, write_data
 
 from stages import explain
-from stages.core import files, findings, params
+from stages.core import files, params, plugins
 from stages.explainers import grad_cam
-from stages.judging import cells, class_maps, gallery, localisation, metrics
+from stages.judging import cells, class_maps, localisation, metrics
 from stages.models import eeea_net_c2  # registers with timm
 from stages.nets import activations, nets
 
-SIZE = 64
 THRESHOLDS = [0.1, 0.5]
-CELL = {"cohort": "c", "student": "eeea_net_c2", "teacher": "resnet18", "loss": "sigmoid_kd", "seed": "0"}
-ARGS = [word for name, value in (CELL | {"explainer": "grad_cam"}).items() for word in (f"--{name}", value)]
 NETS = ["resnet18", eeea_net_c2.ID, "densenet121", "swin_s3_tiny_224", "vit_tiny_patch16_224"]
-KNOWN = ["Cardiomegaly", "Effusion", "Nodule"]
 
 
 @pytest.fixture(autouse=True)
@@ -208,25 +206,49 @@ def test_map_of_a_linear_head_is_its_weighted_features(batch: torch.Tensor) -> N
         net = Pooled()
     with torch.no_grad():
         cells_of_map = 8 * 8
-        wanted = torch.einsum("k,bkhw->bhw", net.head.weight[2] / cells_of_map, net.features(batch)).relu()
+        wanted = torch.einsum("k,bkhw->bhw", net.head.weight[2] / cells_of_map, net.features(batch))
     np.testing.assert_allclose(grad_cam.maps(net, batch, [0, 2], 8)[:, 1], wanted.numpy(), atol=1e-7)
 
 
+LIBRARY = {
+    "grad_cam": pytorch_grad_cam.GradCAM,
+    "grad_cam_pp": pytorch_grad_cam.GradCAMPlusPlus,
+    "layer_cam": pytorch_grad_cam.LayerCAM,
+    "score_cam": pytorch_grad_cam.ScoreCAM,
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("max_stride", [16, 32])
 @pytest.mark.parametrize("name", NETS)
-def test_map_equals_the_library_once_rescaled(name: str, max_stride: int, batch: torch.Tensor) -> None:
+@pytest.mark.parametrize("explainer", LIBRARY)
+def test_a_map_equals_the_librarys_once_rescaled(
+    explainer: str, name: str, max_stride: int, batch: torch.Tensor
+) -> None:
     extra = {"img_size": SIZE} if name.startswith(("swin", "vit")) else {}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = timm.create_model(name, num_classes=4, **extra).eval()
-    maps = grad_cam.maps(net, batch, [1, 3], max_stride)
+    maps = plugins.load("explainers", explainer).maps(net, batch, [1, 3], max_stride)
     layer, channels = activations.target_layer(net, max_stride)
     for place, output in enumerate((1, 3)):
         reshape = lambda features: nets.as_grid(features, channels, layer, net)  # noqa: E731
-        with GradCAM(net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
+        with LIBRARY[explainer](net, [net.get_submodule(layer)], reshape_transform=reshape) as library:
             wanted = library(batch, [ClassifierOutputTarget(output)] * len(batch))
-        mine = scale_cam_image(scale_cam_image(maps[:, place], (SIZE, SIZE)))
-        np.testing.assert_allclose(mine, wanted, atol=1e-5)
+        mine = scale_cam_image(scale_cam_image(np.maximum(maps[:, place], 0), (SIZE, SIZE)))
+        np.testing.assert_allclose(mine, wanted, atol=1e-4 if explainer == "score_cam" else 1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_eigen_cam_is_the_librarys_projection_with_its_largest_value_positive(name: str, batch: torch.Tensor) -> None:
+    extra = {"img_size": SIZE} if name.startswith(("swin", "vit")) else {}
+    net = timm.create_model(name, num_classes=4, **extra).eval()
+    maps = plugins.load("explainers", "eigen_cam").maps(net, batch, [0, 1], 16)
+    np.testing.assert_array_equal(maps[:, 0], maps[:, 1])
+    assert (maps[:, 0].max(axis=(1, 2)) >= -maps[:, 0].min(axis=(1, 2))).all()
+    features, _ = activations.with_gradients(net, batch, [0], 16)
+    plain = get_2d_projection(features.numpy())
+    np.testing.assert_allclose(np.abs(maps[:, 0]), np.abs(plain), atol=1e-5 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize(("max_stride", "side"), [(8, 8), (16, 4), (31, 4), (32, 2)])
@@ -253,88 +275,19 @@ def test_every_box_is_scored_or_counted_with_its_reason() -> None:
     assert len(kept) + sum(left_out.values()) == len(boxes)
 
 
-def films_of(facts: list[int], boxed: list[int]) -> class_maps.Films:
-    """Films named 0, 1, ... with one finding."""
-    names = [str(number) for number in range(len(facts))]
-    table = pd.DataFrame({"image": names, "Nodule": facts})
-    drawn = pd.DataFrame({"image": [names[i] for i in boxed], "finding": "Nodule"})
-    return class_maps.Films(table, None, drawn, {})  # type: ignore[arg-type]  # no pixels are read
-
-
-def test_a_finding_is_called_on_as_many_films_as_have_it() -> None:
-    facts = [1, 1, 0, findings.IMPLIED, 0, findings.UNCERTAIN, findings.MISSING]
-    predictions = pd.DataFrame({"image": [str(i) for i in range(7)], "Nodule": [3.0, 0.0, 2.0, 1.0, -1.0, 9.0, 9.0]})
-    found = gallery.outcomes(films_of(facts, [0, 1]), predictions, ["Nodule"])
-    assert dict(zip(found["image"], found["outcome"], strict=True)) == {
-        "0": "true positive",
-        "1": "false negative",
-        "2": "false positive",
-        "3": "true negative",
-        "4": "true negative",
-    }
-
-
-def test_present_finding_without_a_box_is_not_shown_where_others_have_one() -> None:
-    predictions = pd.DataFrame({"image": list("012"), "Nodule": [3.0, 2.0, 1.0]})
-    assert set(gallery.outcomes(films_of([1, 1, 0], [0]), predictions, ["Nodule"])["image"]) == {"0", "2"}
-    assert set(gallery.outcomes(films_of([1, 1, 0], []), predictions, ["Nodule"])["image"]) == {"0", "1", "2"}
-
-
-def test_gallery_prefers_different_findings_and_never_repeats_a_film() -> None:
-    rows = [(f"a{i}", "A", "true positive") for i in range(50)]
-    rows += [("b", "B", "true positive"), ("a0", "A", "true negative")]
-    candidates = pd.DataFrame(rows, columns=["image", "finding", "outcome"])
-    chosen = gallery.pick_gallery(candidates, 2, ("test",))
-    positives = chosen[chosen["outcome"] == "true positive"]
-    assert set(positives["finding"]) == {"A", "B"}
-    assert chosen["image"].is_unique
-    again = gallery.pick_gallery(candidates.sample(frac=1, random_state=0), 2, ("test",))
-    pd.testing.assert_frame_equal(again, chosen)
-    other = gallery.pick_gallery(candidates, 2, ("control",))
-    assert not other.equals(chosen)
-
-
-def write_data(root: Path, boxed: bool) -> None:
-    """Three data sets of 20 small test films, three untrained models, and the distilled student's logits."""
-    rng, predictions = np.random.default_rng(0), []
-    names = [f"{number:02}.png" for number in range(20)]
-    for dataset in params.read(owners.REPOSITORY / "params.yaml")["datasets"]:
-        missing = dict.fromkeys(findings.vocabulary().names, findings.MISSING)
-        facts = missing | {name: np.arange(20) % 3 % 2 for name in KNOWN}
-        labels = {"image": names, "patient": [f"p{i // 2}" for i in range(20)], "split": ["train"] * 2 + ["test"] * 18}
-        files.write_table(pd.DataFrame(labels | facts), root / f"data/labels/{dataset}.parquet")
-        index = pd.DataFrame({"image": names, "shard": np.arange(20) // 10, "row": np.arange(20) % 10})
-        files.write_table(index, root / f"data/images/{dataset}/index.parquet")
-        for shard in range(2):
-            films = rng.integers(0, 256, (10, SIZE, SIZE), np.uint8)
-            np.save(root / f"data/images/{dataset}/shard_{shard:04d}.npy", films)
-        has_boxes = boxed and dataset == "chestxray14"
-        drawn = [(name, finding) for name in names[1::3] if has_boxes for finding in KNOWN]
-        boxes = pd.DataFrame(drawn, columns=["image", "finding"], dtype=str)
-        boxes[class_maps.BOX] = rng.uniform(0.1, 0.4, (len(drawn), 4))
-        files.write_table(boxes, root / f"data/boxes/{dataset}.parquet")
-        logits = pd.DataFrame(rng.normal(size=(18, len(KNOWN))).astype(np.float32), columns=KNOWN)
-        predictions.append(logits.assign(dataset=dataset, image=names[2:]))
-    distilled = "distilled/c/eeea_net_c2/resnet18/sigmoid_kd/0"
-    files.write_table(pd.concat(predictions), root / f"data/predictions/{distilled}.parquet")
-    for folder, architecture, seed in (
-        ("teacher/c/resnet18", "resnet18", 0),
-        ("twin/c/eeea_net_c2/0", "eeea_net_c2", 1),
-        (distilled, "eeea_net_c2", 2),
-    ):
-        about = {"architecture": architecture, "findings": KNOWN, "size_px": SIZE}
-        net = nets.build_model(architecture, len(KNOWN), SIZE, seed=seed)
-        nets.write(net, about, root / f"data/models/{folder}")
-
-
 def run(root: Path, **changes: Any) -> tuple[Any, dict[str, bytes]]:
     """Run the stage in a folder: its report, and the bytes of its outputs."""
-    defaults = {"threads": 1, "evaluate__replicates": 100, "explain__max_stride": 16, "explain__gallery_per_outcome": 1}
+    defaults = {
+        "threads": 1,
+        "evaluate__replicates": 100,
+        "explain__max_stride": 16,
+        "explain__explainers": ["grad_cam", "eigen_cam"],
+    }
     owners.project(root, **defaults | {"explain__iobb_thresholds": [0.25]} | changes)
     with contextlib.chdir(root):
         explain.main(ARGS)
     outputs = ["data/explain/c/maps.npz", "data/explain/c/pairs.parquet", "reports/explain/c.json"]
-    written = {path: (root / path).read_bytes() for path in [*outputs, "reports/explain/c_gallery.png"]}
+    written = {path: (root / path).read_bytes() for path in outputs}
     return json.loads(written["reports/explain/c.json"]), written
 
 
@@ -400,18 +353,9 @@ def test_stored_maps_times_their_peaks_are_the_maps(boxed: Any) -> None:
     np.testing.assert_allclose(stored, wanted, atol=1e-3 * wanted.max())
 
 
-def test_gallery_is_small_and_shows_each_outcome(boxed: Any) -> None:
-    _, report, written = boxed
-    assert len(written["reports/explain/c_gallery.png"]) <= gallery.GALLERY_BYTES
-    assert [row["outcome"] for row in report["gallery_rows"]] == list(gallery.OUTCOMES)
-
-
-def test_run_without_any_box_has_no_score_and_still_a_gallery(tmp_path: Path) -> None:
+def test_run_without_any_box_has_no_score(tmp_path: Path) -> None:
     write_data(tmp_path, boxed=False)
-    report, written = run(tmp_path)
-    assert all(part["mean"] is None for part in report["datasets"].values())
-    assert [row["outcome"] for row in report["gallery_rows"]] == list(gallery.OUTCOMES)
-    assert written["reports/explain/c_gallery.png"].startswith(b"\x89PNG")
+    assert all(part["mean"] is None for part in run(tmp_path)[0]["datasets"].values())
 
 
 def test_a_teacher_without_maps_is_left_out_with_its_reason_and_the_others_score_as_before(boxed: Any) -> None:
@@ -445,9 +389,3 @@ def test_table_of_an_undeclared_data_set_stops_the_stage(tmp_path: Path) -> None
     data, plan = tmp_path / "data", class_maps.Plan(grad_cam.maps, None, 100, 0.95, 0)
     with pytest.raises(cells.UndeclaredError, match="two"):
         class_maps.load_films(data / "labels", data / "images", data / "boxes", ["one"], KNOWN, plan)
-
-
-def test_gallery_that_cannot_be_small_enough_is_refused() -> None:
-    figure = gallery.Figure(figsize=(1, 1))
-    with pytest.raises(ValueError, match="gallery_per_outcome"):
-        gallery.render(figure, 10)

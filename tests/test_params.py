@@ -132,7 +132,7 @@ def test_all_faults_come_in_one_message(values: Any) -> None:
         (lambda v: v.update(choice="../drawn"), "choice: must be the name of a file in reports/choices, .*'../drawn'"),
         (lambda v: v["cohorts"].update({"a;b": {"datasets": ["chexpert"]}}), "cohorts.a;b: names match"),
         (lambda v: v["headline"].update(cohort="$(x)"), "headline.cohort: must be one of the keys of cohorts"),
-        (lambda v: v["explain"].update(explainer="x; y"), "explain.explainer: must be one of the files in"),
+        (lambda v: v["explain"].update(explainers=["x; y"]), "explain.explainers: must be one of the files in"),
         (lambda v: v["train"]["teacher"].update(lr=float("inf")), "train.teacher.lr: .* finite number, got inf"),
         (lambda v: v["losses"]["paper"].update(weight=float("inf")), "losses.paper.weight: must be finite, got inf"),
         (lambda v: v["train"]["teacher"].update(steps=10**30), "train.teacher.steps: .* less than or equal to"),

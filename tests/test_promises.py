@@ -52,7 +52,7 @@ def naming(kind: str, name: str) -> Any:
     elif kind == "models":
         values["teachers"][name] = dict(values["teachers"]["resnet18"])
     elif kind == "explainers":
-        values["explain"]["explainer"] = name
+        values["explain"]["explainers"] = [name]
     else:
         values["datasets"][name] = dict(values["datasets"]["chestxray14"], root="films")
         values["policies"][name] = values["policies"]["chestxray14"]
@@ -258,7 +258,7 @@ def test_a_name_with_a_dash_is_refused_with_what_dvc_can_address(lay: Lay) -> No
 
 def test_an_explainer_that_is_not_there_is_refused() -> None:
     values = naming("explainers", "grad_cm")
-    with pytest.raises(params.ParamsError, match=r"explain.explainer: must be one of .*grad_cam.*, got 'grad_cm'"):
+    with pytest.raises(params.ParamsError, match=r"explain.explainers: must be one of .*grad_cam.*, got 'grad_cm'"):
         check.everything(values)
 
 

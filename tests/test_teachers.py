@@ -153,9 +153,19 @@ def test_a_table_predicts_the_data_sets_that_it_covers_and_no_part_of_one(tmp_pa
     assert found[["dataset", "image"]].to_numpy().tolist() == [["a", "0.png"], ["a", "2.png"]]
     assert np.array_equal(found[FINDINGS], table.loc[["0", "2"]])
     none = predict.predictions(predict.of_table(table), FINDINGS, tmp_path, tmp_path, ["b"])
-    assert (len(none), list(none.columns)) == (0, ["dataset", "image", *FINDINGS])
+    assert (len(none), list(none.columns)) == (0, ["dataset", "image", "split", *FINDINGS])
     with pytest.raises(probability_table.TableError, match=r"lacks 1 of 2 test films of a, e.g. 2.png"):
         predict.predictions(predict.of_table(table.drop("2")), FINDINGS, tmp_path, tmp_path, ["a", "b"])
+
+
+def test_films_that_validate_are_predicted_beside_those_that_test_and_those_that_train_are_not(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "split": ["test", "train", "val"]})
+    files.write_table(rows, tmp_path / "a.parquet")
+    files.write_table(rows.assign(shard=0, row=range(3)), tmp_path / "a/index.parquet")
+    table = read(tmp_path / "t.csv", TABLE)
+    found = predict.predictions(predict.of_table(table), FINDINGS, tmp_path, tmp_path, ["a"])
+    assert found[["image", "split"]].to_numpy().tolist() == [["2.png", "val"], ["0.png", "test"]]
+    assert np.array_equal(found[FINDINGS], table.loc[["2", "0"]])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7])

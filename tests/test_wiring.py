@@ -115,7 +115,7 @@ def renamed(key: str, old: str) -> Any:
         lambda values: values["datasets"]["chexpert"].update(root=HOSTILE),
         lambda values: values["headline"].update(cohort=HOSTILE),
         lambda values: values["headline"].update(seed=HOSTILE),
-        lambda values: values["explain"].update(explainer=HOSTILE),
+        lambda values: values["explain"].update(explainers=[HOSTILE]),
         lambda values: values.update(seeds=[HOSTILE]),
         *(renamed(group, "chexpert") for group in ("datasets", "phantoms")),
         renamed("cohorts", "joint"),
@@ -301,5 +301,5 @@ def test_rooms_in_deps_cost_little(tmp_path: Path) -> None:
 def test_a_new_finding_makes_nothing_stale_that_is_drawn_decoded_or_trained(tmp_path: Path) -> None:
     cells = declared(checkout(tmp_path)).items()
     readers = {name.split("@")[0] for name, (_, given) in cells if "stages/findings.csv" in given.deps}
-    assert readers == {"harmonize", "explain", "describe", "report"}
+    assert readers == {"atlas", "describe", "harmonize", "report"}
     assert not any("stages" in given.deps for _, (_, given) in cells)

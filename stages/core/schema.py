@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 TWIN = "twin"  # in rates, beside the losses: the student without a teacher
 
@@ -265,6 +265,24 @@ class Evaluate(Section):
     plateau: Positive
 
 
+class Operate(Section):
+    """Where findings are called, and which groups of patients are looked at apart."""
+
+    rule: Literal["sensitivity", "youden", "prevalence"]
+    sensitivity: Share
+    min_positives: Count
+    bins: Annotated[int, Field(ge=2)]
+    min_group: Count
+    age_bands: Annotated[list[Count], Field(min_length=1)]
+
+    @field_validator("age_bands")
+    @classmethod
+    def _rise(cls, bands: list[int]) -> list[int]:
+        if sorted(set(bands)) != bands:
+            raise ValueError(f"ages must rise, got {bands}")
+        return bands
+
+
 class Profile(Section):
     """How cost is measured."""
 
@@ -276,12 +294,14 @@ class Profile(Section):
 class Explain(Section):
     """Which maps are made and how they are scored."""
 
-    explainer: str
+    explainers: Annotated[list[str], Field(min_length=1)]
     max_stride: Count
     iobb_thresholds: Annotated[list[Share], Field(min_length=1)]
     map_quantile: Share
     gallery_per_outcome: Count
     max_boxes: Count
+    sound_pairs: Count
+    sanity_pairs: Count
 
 
 class Export(Section):
@@ -318,6 +338,7 @@ class Params(Section):
     choice: str | None
     rates: dict[str, Rates]
     evaluate: Evaluate
+    operate: Operate
     profile: Profile
     explain: Explain
     export: Export

@@ -10,13 +10,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stages.core import files, seeds
+from stages.core import files, plugins, seeds
 from stages.judging import cells, localisation, metrics
 from stages.nets import nets
 from stages.sources import images
 
 BOX = ["x", "y", "width", "height"]
 BATCH = 32  # films in memory at once; no number depends on it
+
+WITHOUT_MAPS = {  # kind of a teacher -> why it has none
+    "table": "a table of probabilities has no maps",
+    "ensemble": "an ensemble's logits come from several nets, each with maps of its own",
+}
 
 Mapper = Callable[[nn.Module, torch.Tensor, list[int], int], np.ndarray]
 Names = tuple[str | int, ...]  # of a seed
@@ -65,6 +70,12 @@ class Films:
     pixels: images.Images
     boxes: pd.DataFrame
     left_out: dict[str, int]
+
+
+def without_maps(teacher: str) -> dict[str, str]:
+    """Kind of model -> why it has no maps: the teacher, where it is no single net."""
+    kind = plugins.model_kind(teacher)
+    return {"teacher": WITHOUT_MAPS[kind]} if kind in WITHOUT_MAPS else {}
 
 
 def load_models(folders: dict[str, Path], titles: dict[str, str], device: torch.device) -> dict[str, Model]:
@@ -128,7 +139,7 @@ def films_of(
 
 
 def make_maps(model: Model, films: Films, pairs: pd.DataFrame, plan: Plan) -> np.ndarray:
-    """One map a pair (a row with image and finding): float32 (pair, height, width).
+    """One map a pair (a row with image and finding): float32 (pair, height, width), negative where it speaks against.
 
     Films go through the net once a finding that they have: that is less than backward for findings that they lack.
     """

@@ -104,13 +104,14 @@ def targets_of(facts: NDArray[np.int8]) -> NDArray[np.float64]:
     return targets
 
 
-def select(table: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
-    """A model's logits on one data set: one row per image (the index), one column per finding of the model.
+def select(table: pd.DataFrame, dataset: str, model: str, split: str = "test") -> pd.DataFrame:
+    """A model's logits on one split of a data set: a row per image (the index), a column per finding of the model.
 
     Raises:
         ValueError: an image twice, or a logit that is not finite.
     """
-    logits = table[table["dataset"] == dataset].drop(columns="dataset").set_index("image").sort_index()
+    rows = table[(table["dataset"] == dataset) & (table["split"] == split)]
+    logits = rows.drop(columns=["dataset", "split"]).set_index("image").sort_index()
     if logits.index.has_duplicates:
         twice = logits.index[logits.index.duplicated()][0]
         raise ValueError(f"an image has one prediction, got several for {twice} (data/predictions/{model}.parquet)")
@@ -121,24 +122,24 @@ def select(table: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
     return logits
 
 
-def match(labels: pd.DataFrame, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The test rows of `labels` that were predicted, by image.
+def match(labels: pd.DataFrame, predictions: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
+    """The rows of a split of `labels` that were predicted, by image.
 
     Raises:
-        ValueError: a prediction without a test row, models that saw different images, or no image at all.
+        ValueError: a prediction without a row of the split, models that saw different images, or no image at all.
     """
-    test = labels[labels["split"] == "test"].set_index("image").sort_index()
-    given = {model: table for model, table in predictions.items() if len(table) or not model.startswith("teacher/")}
+    rows = labels[labels["split"] == split].set_index("image").sort_index()
+    given = {model: table for model, table in predictions.items() if len(table) or not model.startswith("teacher")}
     first, images = next((model, table.index) for model, table in given.items())
     for model, table in given.items():
         if not table.index.equals(images):
             only = table.index.symmetric_difference(images)[0]
             raise ValueError(f"models are compared on the same images, but of {first} and {model} one lacks {only}")
-    if len(unknown := images.difference(test.index)):
-        raise ValueError(f"predicted images must be in the labels' test split, got {unknown[0]}: run `make repro`")
+    if len(unknown := images.difference(rows.index)):
+        raise ValueError(f"predicted images must be in the labels' {split} split, got {unknown[0]}: run `make repro`")
     if images.empty:
-        raise ValueError("no test image has a prediction: the test split and data/images have no image in common")
-    return test.loc[images]
+        raise ValueError(f"no {split} image has a prediction: this split and data/images have no image in common")
+    return rows.loc[images]
 
 
 def image_sample(test: pd.DataFrame, predictions: Mapping[str, pd.DataFrame], evaluated: list[str]) -> Sample:

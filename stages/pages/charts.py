@@ -5,6 +5,7 @@ map is as wide as it needs to be, and scrolls.
 Styles are classes of the page's sheet; who is who is written at the mark as well as coloured.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -76,7 +77,7 @@ def forest(title: str, bars: Sequence[Bar], limits: tuple[float, float], mark: f
         limits: the range of the horizontal axis.
         mark: a value with an upright line, e.g. no difference.
     """
-    left, right, row, low, high = 92, 232, 30, *limits
+    left, right, row, low, high = 92, 212, 30, *limits
     height = row * len(bars) + 30
 
     def x(value: float) -> str:
@@ -133,9 +134,52 @@ def lines(
     for line in drawn:
         points = " ".join(f"{x(across):.1f},{y(up):.1f}" for across, up in line.points)
         parts.append(f'<polyline class="{line.style}" points="{points}"/>')
+        for across, up in line.points:
+            told = f"{line.label}: {number(up)} at {number(across)}"
+            at = f'cx="{x(across):.1f}" cy="{y(up):.1f}"'
+            parts.append(f'<circle class="hover" {at} r="6"><title>{escape(told)}</title></circle>')
     ends = [y(line.points[-1][1]) if line.points else top for line in drawn]
     for line, end in zip(drawn, apart(ends, 15, bottom + 6), strict=True):
         parts.append(f'<text class="{line.style}" x="{right + 7}" y="{end + 4:.1f}">{escape(line.label)}</text>')
+    return _svg(title, WIDTH, bottom + 26, parts)
+
+
+def cost(title: str, bars: Sequence[Bar], costs: Sequence[float], limits: tuple[float, float], unit: str) -> Markup:
+    """Estimates with their intervals over what they cost, on a logarithmic axis.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        bars: the estimates; those without a value are left out.
+        costs: of each bar, above 0.
+        limits: the range of the vertical axis.
+        unit: of the costs.
+    """
+    left, right, top, bottom, low, high = 40, 270, 10, 176, *limits
+    first, last = (math.log10(end) for end in (min(costs) / 1.6, max(costs) * 1.6))
+
+    def x(value: float) -> float:
+        return left + (right - left) * (math.log10(value) - first) / (last - first)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+    for value in dict.fromkeys(costs):
+        at = f'x="{x(value):.1f}" y="{bottom + 18}"'
+        parts.append(f'<text class="tick" {at} text-anchor="middle">{value:.3g} {escape(unit)}</text>')
+    known = [(bar, x(value)) for bar, value in zip(bars, costs, strict=True) if bar.value is not None]
+    for bar, across in known:
+        if bar.low is not None and bar.high is not None:
+            ends = f'y1="{y(bar.low):.1f}" y2="{y(bar.high):.1f}"'
+            parts.append(f'<line class="{bar.style}" x1="{across:.1f}" x2="{across:.1f}" {ends}/>')
+        told = f"{bar.label} {number(bar.value)} ({interval(bar.low, bar.high)})"
+        at = f'cx="{across:.1f}" cy="{y(bar.value or 0):.1f}"'
+        parts.append(f'<circle class="{bar.style}" {at} r="4.5"><title>{escape(told)}</title></circle>')
+    for (bar, across), end in zip(known, apart([y(bar.value or 0) for bar, _ in known], 15, bottom), strict=True):
+        parts.append(f'<text class="{bar.style}" x="{across + 9:.1f}" y="{end + 4:.1f}">{escape(bar.label)}</text>')
     return _svg(title, WIDTH, bottom + 26, parts)
 
 

@@ -1,6 +1,6 @@
 """What the report shows of models and their scores: the headline over its seeds, the checks, tables of all models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -236,6 +236,212 @@ def draw_curves(curves: dict[str, pd.DataFrame], models: list[cells.Model], head
         shares = ((0.0, "0"), (0.5, "50%"), (1.0, "100%"))
         chart = charts.lines(f"Validation AUROC, {cohort}: {ends}", lines, limits, shares)
         drawn.append({"cohort": cohort, "chart": chart})
+    return drawn
+
+
+def cost_quality(summary: dict[str, Any], costs: list[dict[str, Any]], size_px: int) -> dict[str, Any] | None:
+    """Mean AUROC of the headline's models against what they cost, with the cost's name; None where one has no cost.
+
+    Args:
+        summary: of a test.
+        costs: rows of the cost table.
+        size_px: the side of the films, at which multiply-adds count; parameters, if they were counted at none such.
+    """
+    own = [row for row in costs if row["is_headline"]]
+    if any(row["reason"] for row in own):
+        return None
+    at_size = {row["role"]: row["macs"] / 1e6 for row in own if row["size_px"] == size_px}
+    found = at_size or {row["role"]: row["parameters"] / 1e6 for row in own}
+    bars = [
+        charts.Bar(NAMES[kind], kind, summary[kind]["auroc"], summary[kind]["low"], summary[kind]["high"])
+        for kind in NAMES
+    ]
+    limits = charts.span([value for bar in bars for value in (bar.value, bar.low, bar.high)], 0.01)
+    measure = f"multiply-adds at {size_px} px" if at_size else "parameters"
+    of_bars = [found["teacher" if kind == "teacher" else "student"] for kind in NAMES]
+    told = ", ".join(f"{bar.label} {charts.number(bar.value)}" for bar in bars)
+    chart = charts.cost(f"Mean AUROC against {measure}: {told}", bars, of_bars, limits, "million")
+    return {"measure": measure, "chart": chart}
+
+
+def answers(
+    summaries: list[dict[str, Any]], operating: dict[str, Any], explained: dict[str, Any], margin: float
+) -> list[tuple[str, str]]:
+    """The questions that a reader has first, each with its answer in a sentence.
+
+    Args:
+        summaries: the headline's tests; the last is of the mean of the data sets, if there are several.
+        operating: data set -> what operate wrote.
+        explained: what explain wrote of the headline's cohort.
+        margin: how far below its teacher a student still counts as not inferior.
+    """
+    return [
+        ("Does the student keep its teacher's performance?", _kept(summaries[-1], margin)),
+        ("What did the teacher give it?", _gained(summaries)),
+        ("For whom less?", _for_whom(operating)),
+        ("Does it look at the right place?", _looks(explained["datasets"])),
+    ]
+
+
+def _with(value: dict[str, Any], key: str, text: Callable[[float | None], str], is_difference: bool) -> str:
+    ends = charts.interval(value["low"], value["high"], is_difference)
+    return text(value[key]) + (f" ({ends})" if ends else "")
+
+
+def _kept(summary: dict[str, Any], margin: float) -> str:
+    loss, where = summary["distilled_minus_teacher"], f"on {summary['name']}".replace("on mean", "in the mean")
+    if loss["difference"] is None:
+        return f"It cannot be told {where}: {loss['reason']}."
+    is_kept = loss["non_inferior"]
+    verdict_ = "Yes" if is_kept else "Not shown" if loss["high"] is None or loss["high"] > -margin else "No"
+    return (
+        f"{verdict_}: mean AUROC {charts.number(summary['distilled']['auroc'])} against "
+        f"{charts.number(summary['teacher']['auroc'])} {where}, {_with(loss, 'difference', charts.signed, True)}; "
+        f"{margin:g} below counts as kept."
+    )
+
+
+def _gained(summaries: list[dict[str, Any]]) -> str:
+    gains = {summary["name"]: summary["distilled_minus_twin"] for summary in summaries}
+    told = [
+        f"{name} {_with(gain, 'difference', charts.signed, True)}"
+        for name, gain in gains.items()
+        if gain["difference"] is not None
+    ]
+    above = [name for name, gain in gains.items() if gain["low"] is not None and gain["low"] > 0]
+    closed = summaries[-1]["gap_closed"]
+    rest = "" if closed["share"] is None else f" It closed {_share(closed)} of the way from twin to teacher."
+    return f"Mean AUROC over its undistilled twin: {', '.join(told)}; above 0 on {len(above)} of {len(gains)}.{rest}"
+
+
+def _share(closed: dict[str, Any]) -> str:
+    ends = (
+        ""
+        if closed["low"] is None
+        else f" ({' to '.join(charts.whole_percent(closed[end]) for end in ('low', 'high'))})"
+    )
+    return charts.whole_percent(closed["share"]) + ends
+
+
+def _for_whom(operating: dict[str, Any]) -> str:
+    asked, wider = 0, list[str]()
+    for dataset, found in operating.items():
+        for about in found["subgroups"].values():
+            gaps = about["gaps"].get("auroc", {})
+            more = gaps.get("distilled_minus_teacher")
+            if more is None:
+                continue
+            asked += 1
+            if more["low"] is not None and more["low"] > 0:
+                own = gaps["distilled"]
+                told = _with(more, "value", charts.signed, True)
+                wider.append(f"{own['lower']} against {own['higher']} on {dataset}, by {told}")
+    if not asked:
+        return "No group of patients is large enough to be scored apart."
+    if not wider:
+        return f"In none of {asked} comparisons of groups is the student's widest gap of AUROC above its teacher's."
+    return (
+        f"In {len(wider)} of {asked} comparisons of groups its widest gap of AUROC is above its teacher's: "
+        f"{'; '.join(wider)}. About one in 40 would be by chance."
+    )
+
+
+def _looks(datasets: dict[str, Any]) -> str:
+    told = []
+    for dataset, found in datasets.items():
+        if not found["mean"]:
+            continue
+        pointing = found["mean"]["scores"]["pointing"]
+        than_random = pointing["distilled_minus_random"]
+        is_above = than_random["low"] is not None and than_random["low"] > 0
+        teacher = pointing.get("teacher", {"value": None})["value"]
+        told.append(
+            f"{'Above chance' if is_above else 'Not above chance'} on {dataset}: its map's maximum lies in a box in "
+            f"{charts.percent(pointing['distilled']['value'])} of films, a random map's in "
+            f"{charts.percent(pointing['random']['value'])}, its teacher's in {charts.percent(teacher)}, the usual "
+            f"place's in {charts.percent(pointing['prior']['value'])}."
+        )
+    return " ".join(told) or "No test film has a box for a finding that it answers."
+
+
+def in_short(
+    summaries: list[dict[str, Any]], operating: dict[str, Any], explained: dict[str, Any], costs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The headline's few numbers, for `dvc metrics show`, `dvc metrics diff` and `dvc exp show`.
+
+    Args:
+        summaries: the headline's tests.
+        operating: data set -> what operate wrote.
+        explained: what explain wrote of the headline's cohort.
+        costs: rows of the cost table.
+    """
+    called = {MEAN_OF_DATASETS: "mean"}
+    found: dict[str, Any] = {"auroc": {}, "calls": {}, "calibration_error": {}, "pointing": {}, "cost": {}}
+    for summary in summaries:
+        of_test = {kind: summary[kind]["auroc"] for kind in NAMES}
+        for kind in ("distilled_minus_twin", "distilled_minus_teacher"):
+            of_test[kind] = summary[kind]["difference"]
+        found["auroc"][called.get(summary["name"], summary["name"])] = of_test
+    for dataset, about in operating.items():
+        means = about["means"]["models"].get("distilled")
+        if means:
+            found["calls"][dataset] = {name: means[name]["value"] for name in ("sensitivity", "specificity")}
+            found["calibration_error"][dataset] = means["error_after"]["value"]
+    for dataset, scored in explained["datasets"].items():
+        if scored["mean"]:
+            pointing = scored["mean"]["scores"]["pointing"]
+            found["pointing"][dataset] = {
+                maker: pointing[maker]["value"] for maker in (*NAMES, "random") if maker in pointing
+            }
+    for row in costs:
+        if row["is_headline"] and not row["reason"]:
+            exact = {name: row[name] for name in ("parameters", "macs", "weights_bytes")}
+            found["cost"].setdefault(row["role"], {})[f"at_{row['size_px']}_px"] = exact
+    return found
+
+
+def plotted(summaries: list[dict[str, Any]], operating: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables for `dvc plots show`: the headline's AUROC, and its reliability curves."""
+    auroc = [
+        {"test": f"{summary['name']}, {kind}", "auroc": summary[kind]["auroc"]}
+        for summary in summaries
+        for kind in NAMES
+    ]
+    calibration = [
+        {"model": f"{dataset}, {kind}", "probability": point["probability"], "observed": point["observed"]}
+        for dataset, about in operating.items()
+        for kind, model in about["means"]["models"].items()
+        for point in model["curve_after"]
+    ]
+    columns = ["model", "probability", "observed"]
+    return {"auroc": pd.DataFrame(auroc), "calibration": pd.DataFrame(calibration, columns=columns)}
+
+
+def reliability(found: dict[str, Any]) -> dict[str, Any]:
+    """The reliability curves of a data set's models, before and after calibration, one chart each.
+
+    Args:
+        found: what operate wrote of the data set.
+    """
+    models = found["means"]["models"]
+    curves = {
+        word: {kind: [(point["probability"], point["observed"]) for point in models[kind][f"curve_{word}"]]
+               for kind in models}
+        for word in ("before", "after")
+    } if models else {}  # fmt: skip
+    highest = max(
+        (end for by_kind in curves.values() for of in by_kind.values() for ends in of for end in ends), default=1
+    )
+    drawn = {}
+    for word, by_kind in curves.items():
+        lines = [charts.Line("calibrated", "other2", ((0.0, 0.0), (1.0, highest)))]
+        lines += [
+            charts.Line(CALLED[kind].split()[0], kind, tuple((x / highest, y) for x, y in points_))
+            for kind, points_ in by_kind.items()
+        ]
+        shares = [(share, f"{share * highest:.2f}") for share in (0.0, 0.5, 1.0)]
+        title = f"Reliability on {found['dataset']}, {word} calibration: share of positives by probability"
+        drawn[word] = charts.lines(title, lines, (0.0, highest), shares)
     return drawn
 
 

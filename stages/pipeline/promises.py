@@ -52,8 +52,8 @@ def named(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         tables = [values[key] for key in keys if isinstance(values.get(key), dict)]
         yield from dict.fromkeys((kind, name) for table in tables for name in table if isinstance(name, str))
     explain = values.get("explain")
-    if isinstance(explain, dict) and isinstance(explain.get("explainer"), str):
-        yield "explainers", explain["explainer"]
+    if isinstance(explain, dict) and isinstance(explain.get("explainers"), list):
+        yield from (("explainers", name) for name in explain["explainers"] if isinstance(name, str))
 
 
 def of_plugin(kind: str, name: str, values: dict[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def contradictions(params: Params) -> list[str]:
         *_of_places(params),
         *_of_datasets(params),
         *_of_cells(params),
-        *_member("explain.explainer", params.explain.explainer, plugins.names("explainers"), EXPLAINERS),
+        *_of_explainers(params),
         *of_losses({"losses": params.losses}),
         *_of_models(params),
     ]
@@ -42,6 +42,17 @@ def _member(key: str, value: object, known: Any, where: str) -> list[str]:
     if value in known:
         return []
     return [f"{key}: must be one of {where} ({', '.join(map(str, known))}), got {value!r}"]
+
+
+def _of_explainers(params: Params) -> list[str]:
+    named = params.explain.explainers
+    faults = [
+        fault
+        for name in named
+        for fault in _member("explain.explainers", name, plugins.names("explainers"), EXPLAINERS)
+    ]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    return faults + [f"explain.explainers: {name} is listed twice" for name in twice]
 
 
 def _of_names(params: Params) -> list[str]:
