@@ -124,7 +124,8 @@ def main() -> None:
         "",
         f"`python -m benchmarks.coverage`: {args.tests} simulated test sets a line, one to four films a patient, "
         f"{args.replicates} bootstrap replicates over patients. By chance alone a share of .95 comes out within "
-        f"{1.96 * np.sqrt(0.95 * 0.05 / args.tests):.3f} of it 19 times in 20.",
+        f"{1.96 * np.sqrt(0.95 * 0.05 / args.tests):.3f} of it 19 times in 20. Intervals of single findings; those of "
+        "means over findings, of differences and of gaps were not tried.",
         "",
         "| films | figure | truth | patients | held |",
         "|---|---|---|---|---|",

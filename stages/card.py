@@ -46,13 +46,16 @@ def counted(labels: pd.DataFrame, read: dict[str, Any]) -> str:
     return f"Films by split: {', '.join(told)}. Rows left out: {', '.join(left) or 'none'}."
 
 
-def groups(labels: pd.DataFrame) -> str:
-    """Whom the films show, as far as the table says."""
-    sexes = labels["sex"].fillna("not stated").value_counts(normalize=True).sort_index()
-    ages = labels["age"].quantile([0.05, 0.5, 0.95])
-    told = ", ".join(f"{name} {share:.1%}" for name, share in sexes.items())
-    spread = "not stated" if ages.isna().any() else "{:.0f}, {:.0f} and {:.0f} years".format(*ages)
-    return f"Sex: {told}. Age, 5th, 50th and 95th percentile: {spread}. Nothing else about patients is known here."
+def groups(labels: pd.DataFrame) -> list[str]:
+    """Whom the films show, of each split, as far as the table says."""
+    told = []
+    for name, part in labels.groupby("split", sort=True):
+        sexes = part["sex"].fillna("not stated").value_counts(normalize=True).sort_index()
+        ages = part["age"].quantile([0.05, 0.5, 0.95])
+        shares = ", ".join(f"{sex} {share:.1%}" for sex, share in sexes.items())
+        spread = "not stated" if ages.isna().any() else "{:.0f}, {:.0f} and {:.0f} years".format(*ages)
+        told.append(f"{name}: sex of films {shares}; age, 5th, 50th and 95th percentile, {spread}")
+    return [*told, "nothing else about patients is in the table"]
 
 
 def annotated(read: dict[str, Any]) -> str:
@@ -106,9 +109,10 @@ def card(dataset: str, plugin: Any, labels: pd.DataFrame, content: bytes, read: 
         conforms_to=["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         distribution=[table],
         record_sets=[mlc.RecordSet(id="films", name="films", key=["films/image"], fields=fields)],
-        data_collection=f"{plugin.ACCESS}. Splits are by patient.",
+        data_collection="Retrospective: films and labels of the owner's, none made for this run. Splits are by "
+        f"patient. {plugin.ACCESS}.",
         data_annotation_protocol=[annotated(read)],
-        data_biases=[groups(labels)],
+        data_biases=groups(labels),
         data_limitations=[*LIMITS, *([DRAWN] if drawn else [])],
         personal_sensitive_information=["Sex and age of patients, where the owner states them; no names."],
     )

@@ -176,33 +176,41 @@ def means(
     tested: Tested, chosen: dict[str, list[Chosen]], worth: dict[str, dict[str, Array]], before: dict[str, Trust],
     after: dict[str, Trust],
 ) -> dict[str, Any]:  # fmt: skip
-    """The means over the findings for which each model has a threshold and a scale, and test films of both kinds.
+    """The means over findings with test films of both kinds: of calls where each model has a threshold, of Brier scores
+    and calibration errors where each has a scale too (`scaled`); `left_out` names the others, with the reason.
 
     A mean of calibration errors has no interval: what chance adds to each of them adds up, while their spread evens
     out. It stands beside the same mean of perfectly calibrated models (`by_chance`).
     """
-    columns = [
-        column
-        for column in range(len(tested.sample.findings))
-        if all(one[column].threshold is not None and one[column].scale for one in chosen.values())
-        and metrics.undefined_because(tested.sample.targets[:, column]) is None
-    ]
-    found: dict[str, Any] = {"findings": [tested.sample.findings[column] for column in columns], "models": {}}
-    if not columns:
+    names, left_out = tested.sample.findings, dict[str, str]()
+    columns, scaled = list[int](), list[int]()
+    for column, name in enumerate(names):
+        of_column = {kind: one[column] for kind, one in chosen.items()}
+        undefined = metrics.undefined_because(tested.sample.targets[:, column])
+        no_threshold = next((f"{kind}: {one.reason}" for kind, one in of_column.items() if one.reason), None)
+        no_scale = next((f"{kind}: {one.scale_reason}" for kind, one in of_column.items() if one.scale_reason), None)
+        if reason := undefined or no_threshold or no_scale:
+            left_out[name] = reason
+        if not (undefined or no_threshold):
+            columns.append(column)
+            scaled += [] if no_scale else [column]
+    found: dict[str, Any] = {"findings": [names[column] for column in columns], "models": {}, "left_out": left_out}
+    found["scaled"] = [names[column] for column in scaled]
+    if not scaled:
         return found | {"reason": "no finding has a threshold and a scale of every model", "differences": {}}
     values: dict[str, dict[str, Array]] = {}
     for kind in chosen:
         values[kind] = {name: of_kind[:, columns].mean(axis=1) for name, of_kind in worth[kind].items()}
         for word, of_word in (("before", before[kind]), ("after", after[kind])):
-            values[kind][f"brier_{word}"] = of_word.brier[:, columns].mean(axis=1)
+            values[kind][f"brier_{word}"] = of_word.brier[:, scaled].mean(axis=1)
         found["models"][kind] = {name: shown(of_name, tested.confidence) for name, of_name in values[kind].items()}
         for word, of_word in (("before", before[kind]), ("after", after[kind])):
             found["models"][kind][f"error_{word}"] = {
-                "value": evaluation.rounded(float(of_word.errors.found[0, columns].mean())),
-                "by_chance": evaluation.rounded(float(of_word.errors.by_chance[:, columns].mean())),
+                "value": evaluation.rounded(float(of_word.errors.found[0, scaled].mean())),
+                "by_chance": evaluation.rounded(float(of_word.errors.by_chance[:, scaled].mean())),
             }
-            known = tested.sample.targets[:, columns].ravel()
-            stated = of_word.probabilities[:, columns].ravel()
+            known = tested.sample.targets[:, scaled].ravel()
+            stated = of_word.probabilities[:, scaled].ravel()
             found["models"][kind][f"curve_{word}"] = calibration.reliability(stated, known, tested.settings.bins)
     found["differences"] = {
         f"{one}_minus_{other}": {
@@ -323,6 +331,12 @@ def validation(
     return np.stack(targets, axis=1), logits
 
 
+def prevalence(targets: NDArray[Any]) -> float | None:
+    """The share of positives among films whose label counts as 0 or 1; None without any."""
+    certain = targets[(targets == 0) | (targets == 1)]
+    return evaluation.rounded(float(certain.mean())) if len(certain) else None
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write reports/operating/<dataset>.json."""
     args = arguments.parser(__doc__, "dataset", "cohort", "student", "teacher", "loss", "seed").parse_args(argv)
@@ -359,6 +373,11 @@ def main(argv: list[str] | None = None) -> None:
     result = judge(test, Tested(sample, weights, settings, confidence), chosen)
     result |= {"dataset": args.dataset, "ids": ids, "settings": settings.model_dump()}
     result["rows"] = {"validation": len(targets), "test": len(test), "patient": len(weights)}
+    for column, finding in enumerate(evaluated):
+        result["findings"][finding]["prevalence"] = {
+            "validation": prevalence(targets[:, column]),
+            "test": prevalence(sample.targets[:, column]),
+        }
     with files.output(f"reports/operating/{args.dataset}.json") as temporary:
         files.write_json(result, temporary)
 

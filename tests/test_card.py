@@ -68,13 +68,15 @@ def test_a_data_card_says_whom_it_shows_what_was_left_out_and_that_films_are_dra
     assert "test 2 films of 1 patients, train 2 films of 1 patients, val 2 films of 1 patients" in made["description"]
     assert "3 no such film" in made["description"]
     assert card.DRAWN in made["description"]
-    assert "F 50.0%, M 33.3%, not stated 16.7%" in made["rai:dataBiases"]
+    assert made["rai:dataBiases"][1] == (
+        "train: sex of films F 50.0%, not stated 50.0%; age, 5th, 50th and 95th percentile, 30, 30 and 30 years"
+    )
     assert "2 terms of the owner's were met; 1 became findings, 1 are listed as unmapped" in json.dumps(made)
 
 
 def test_a_table_that_states_no_age_has_a_card(tmp_path: Path) -> None:
     made = run(tmp_path, labels().assign(age=np.nan, sex=None))
-    assert "Sex: not stated 100.0%. Age, 5th, 50th and 95th percentile: not stated" in made["rai:dataBiases"]
+    assert "sex of films not stated 100.0%; age, 5th, 50th and 95th percentile, not stated" in made["rai:dataBiases"][0]
 
 
 def test_real_films_are_not_called_drawn() -> None:

@@ -226,6 +226,18 @@ def test_a_model_that_reads_a_marker_is_shown_to_read_it() -> None:
     assert alike["distilled"]["spearman"]["value"] == pytest.approx(1)  # they are one net
 
 
+def test_the_other_finding_is_any_that_the_film_lacks_however_few_pairs_are_drawn() -> None:
+    """Drawn by luck of its own: by that which chose the pair, it would be the first one nearly always."""
+    names = [f"f{number}" for number in range(10)]
+    facts = (np.random.default_rng(0).random((600, 10)) < 0.1).astype(np.int8)
+    table = pd.DataFrame({"image": [f"{n}.png" for n in range(600)], "patient": [f"p{n}" for n in range(600)]})
+    films = class_maps.Films(table.join(pd.DataFrame(facts, columns=names)), None, pd.DataFrame(), {})  # type: ignore[arg-type]
+    pairs = soundness.pairs_of(films, names, 60, ("test",))
+    assert len(pairs) == 60
+    assert pairs["other"].value_counts().max() < 15
+    assert pairs["other"].nunique() >= 8
+
+
 def test_films_without_a_pair_have_a_reason() -> None:
     asked = sound()
     asked.films.table["Mass"] = findings.ABSENT

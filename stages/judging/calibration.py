@@ -46,7 +46,7 @@ def fit(targets: NDArray[Any], logits: NDArray[Any]) -> Scale:
     """
     is_known = ~np.isnan(targets)
     there, given = targets[is_known] == 1, logits[is_known].astype(float)
-    if given[there].min() > given[~there].max():
+    if given[there].min() >= given[~there].max():
         raise NoScaleError(SEPARABLE)
     center, spread = given.mean(), given.std() or 1.0  # for the solver's sake: the optimum does not depend on it
     fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(((given - center) / spread)[:, None], there)

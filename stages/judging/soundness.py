@@ -33,8 +33,8 @@ def pairs_of(films: Films, outputs: list[str], limit: int, names: Names) -> pd.D
         absent = [name for name in known if row[name] in ABSENT]
         for finding in (name for name in known if row[name] == findings.PRESENT):
             if absent:
-                luck = seeds.unit(*names, row["image"], finding)
-                rows.append((row["image"], row["patient"], finding, absent[int(luck * len(absent))], luck))
+                luck, which = (seeds.unit(*names, use, row["image"], finding) for use in ("pair", "other"))
+                rows.append((row["image"], row["patient"], finding, absent[int(which * len(absent))], luck))
     drawn = pd.DataFrame(rows, columns=["image", "patient", "finding", "other", "luck"]).sort_values("luck")
     return drawn.head(limit).drop(columns="luck").sort_values(["image", "finding"], ignore_index=True)
 

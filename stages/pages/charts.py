@@ -244,6 +244,11 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:.1f}%"
 
 
+def chance(value: float | None) -> str:
+    """A p value."""
+    return UNDEFINED if value is None else "<0.001" if value < 0.001 else f"{value:.2g}"
+
+
 def whole_percent(value: float | None) -> str:
     """A share as per cent without decimals, which may be negative or above 100."""
     if value is None:

@@ -32,6 +32,7 @@ def render(template: str, context: dict[str, Any], is_html: bool) -> str:
         "millions": lambda value: f"{value / 1e6:.2f}",
         "megabytes": lambda value: f"{value / 1e6:.1f}",
         "percent": charts.percent,
+        "chance": charts.chance,
         "whole_percent": charts.whole_percent,
         "text": as_markdown,
         "told": lambda text: as_markdown(text, OUR_MARKUP),
