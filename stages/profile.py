@@ -1,8 +1,12 @@
 """Measure what an architecture costs: exact figures, and times and memory of this machine, in two files.
 
-Reads params only. Writes `reports/profile/<role>/<arch>.json` (parameters, multiply-adds, weight bytes: the same on
-every machine) and `<arch>.timing.json` (latency, memory: they differ from run to run). A table of probabilities has no
-cost: all is null, with the reason. Stops on an architecture that cannot be built at a size of `profile.sizes_px`.
+Reads params only. Writes `reports/profile/<role>/<arch>.json` (parameters, weight bytes, multiply-adds by two counters
+and by layer, activation memory: the same on every machine) and `<arch>.timing.json` (latency, memory: they differ from
+run to run). A table of probabilities has no cost: all is null, with the reason. Stops on an architecture that cannot be
+built at a size of `profile.sizes_px`.
+
+fvcore counts a batch norm's and a pooling's multiply-adds, torch.utils.flop_counter only those of products of matrices
+(convolutions, linear layers, attention), and as two operations each; over what both count they agree.
 """
 
 import platform
@@ -10,6 +14,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core import arguments, files, params, plugins
 from stages.nets import nets
@@ -33,22 +39,70 @@ LINUX_STATUS = Path("/proc/self/status")
 
 
 def count_macs(model: nn.Module, size_px: int) -> dict[str, Any]:
-    """Multiply-adds of one film by fvcore (which calls them flops), and the operators that it knows no count for.
+    """Multiply-adds and activation memory of one film.
+
+    `macs` is fvcore's count (it calls them flops), `not_counted` the operators that it knows no count for, `by_torch`
+    the other counter's (its operations halved), `layers` fvcore's of each part of the net, and `activation_bytes` the
+    largest input and output of one layer together, in float32: what a runtime needs at least.
 
     Args:
         model: in eval mode.
         size_px: side of the input.
     """
+    film = torch.zeros(1, 3, size_px, size_px)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that a model reads
-        counter = FlopCountAnalysis(model, torch.zeros(1, 3, size_px, size_px))
+        counter = FlopCountAnalysis(model, film)
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return {
+        found = {
             "size_px": size_px,
             "macs": int(counter.total()),
             "macs_by_operator": {name: int(count) for name, count in counter.by_operator().items()},
             "not_counted": {name: int(count) for name, count in counter.unsupported_ops().items()},
         }
+        by_module = counter.by_module()
+    return found | {
+        "by_torch": count_by_torch(model, film),
+        "activation_bytes": activation_bytes(model, film),
+        "layers": [
+            {"name": name, "macs": int(by_module[name]), "parameters": sum(one.numel() for one in layer.parameters())}
+            for name, layer in layers(model)
+            if by_module[name] or any(True for _ in layer.parameters())
+        ],
+    }
+
+
+def count_by_torch(model: nn.Module, film: torch.Tensor) -> dict[str, Any]:
+    """Multiply-adds by torch.utils.flop_counter, which counts each as two operations, in all and by operator."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(film)
+    by_operator = {str(name): count // 2 for name, count in counter.get_flop_counts()["Global"].items()}
+    return {"macs": counter.get_total_flops() // 2, "macs_by_operator": by_operator}
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a net, from input to output; in place of a sequence, its own parts."""
+    for name, part in model.named_children():
+        if isinstance(part, nn.Sequential):
+            yield from ((f"{name}.{inner}", layer) for inner, layer in part.named_children())
+        else:
+            yield name, part
+
+
+def activation_bytes(model: nn.Module, film: torch.Tensor) -> int:
+    """The largest sum of a module's input and output, over the modules that have no part of their own."""
+    sizes = [0]
+
+    def measure(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        tensors = [one for one in (*given, made) if isinstance(one, torch.Tensor)]
+        sizes.append(sum(one.numel() * one.element_size() for one in tensors))
+
+    hooks = [module.register_forward_hook(measure) for module in model.modules() if not any(module.children())]
+    with torch.inference_mode():
+        model(film)
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)
 
 
 def exact_cost(architecture: str, outputs: int, sizes_px: list[int]) -> dict[str, Any]:

@@ -1,21 +1,28 @@
 """The exported model answers as the trained one, and says nothing of the machine that made it."""
 
 import contextlib
+import hashlib
 import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import owners
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
-from stages import export
+from stages import agree, export
 from stages.core import files
+from stages.device import agreement, running, variants
+from stages.explainers import layer_cam
 from stages.nets import nets
 
 SIZE = 64
@@ -40,93 +47,152 @@ def films(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a student and its cohort, where the stage ran."""
-    folder = tmp_path_factory.mktemp("export")
+def chosen(threshold: float | None) -> dict[str, Any]:
+    """What operate writes of a finding, as far as the export and its agreement read it."""
+    scale = {"temperature": 2.0, "bias": 0.5} if threshold is not None else {"temperature": None, "bias": None}
+    return {"models": {"distilled": {"threshold": threshold, **scale}}}
+
+
+def project(folder: Path, **changes: Any) -> None:
+    """A student, its cohort, labels and films of a data set, and thresholds; Nodule has none."""
     about = {"architecture": "resnet18", "findings": FINDINGS, "size_px": SIZE}
     nets.write(nets.build_model("resnet18", len(FINDINGS), SIZE, seed=4), about, folder / MODEL)
     names = [f"{number}.png" for number in range(20)]
     rows = pd.DataFrame({"dataset": "chestxray14", "image": names, "split": ["train", "val"] * 10})
     files.write_table(rows.assign(shard="one.npy", row=range(20)), folder / "data/cohorts/c/rows.parquet")
     np.save(folder / "data/cohorts/c/one.npy", films(20))
-    owners.project(folder, threads=1, export__calibration_images=8)
+    facts = {name: np.arange(20) // 2 % 2 for name in FINDINGS}
+    labels = rows[["image"]].assign(split="test", patient=[f"p{n // 2}" for n in range(20)], **facts)
+    files.write_table(labels, folder / "data/labels/chestxray14.parquet")
+    index = pd.DataFrame({"image": names, "shard": 0, "row": range(20)})
+    files.write_table(index, folder / "data/images/chestxray14/index.parquet")
+    np.save(folder / "data/images/chestxray14/shard_0000.npy", films(20))
+    told = {name: chosen(None if name == "Nodule" else 0.0) for name in FINDINGS}
+    files.write_json({"findings": told}, folder / "reports/operating/chestxray14.json")
+    values = {"threads": 1, "export__compared_films": 8, "evaluate__replicates": 100}
+    values["export__limits"] = {"auroc": 0.05, "interval": 0.1, "flipped": 0.1}  # of a random net on 20 films
+    owners.project(folder, **values | {"datasets__chestxray14__findings": FINDINGS} | changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the stage ran."""
+    folder = tmp_path_factory.mktemp("export")
+    project(folder)
     with contextlib.chdir(folder):
         export.main(ARGS)
     return folder
 
 
-def test_exported_logits_equal_the_models_for_any_batch(root: Path) -> None:
-    model, _ = nets.load_model(root / MODEL)
-    for count in (1, 3, 40):
-        wanted = nets.logits(model, [films(count)], torch.device("cpu"))
-        found = export.run_onnx(root / "data/export/student.onnx", films(count), 1)
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
+def test_exported_logits_equal_the_models(root: Path) -> None:
+    net, _ = nets.load_model(root / MODEL)
+    session = running.Session(root / "data/export/student.onnx", 1)
+    for film in films(3):
+        logits, probabilities = session.answer(film)
+        wanted = nets.logits(net, [film[None]], torch.device("cpu"))[0]
+        np.testing.assert_allclose(logits, wanted, atol=1e-4)
+        stated = 1 / (1 + np.exp(-(wanted / 2 + 0.5)))
+        np.testing.assert_allclose(probabilities[0, :2], stated[:2], atol=1e-4)
+        assert np.isnan(probabilities[0, 2])
 
 
-def test_description_alone_is_enough_to_feed_the_model(root: Path) -> None:
-    told = json.loads((root / "data/export/preprocessing.json").read_text())
-    film = films(1)[0]
-    mean, std = (np.array(told["input"][name], np.float32)[:, None, None] for name in ("mean", "std"))
-    image = (np.repeat(film[None].astype(np.float32) / 255, 3, axis=0) - mean) / std
-    session = export.onnxruntime.InferenceSession((root / "data/export/student.onnx").read_bytes())
-    (found,) = session.run([told["output"]["name"]], {told["input"]["name"]: image[None]})
-    model, _ = nets.load_model(root / MODEL)
-    np.testing.assert_allclose(found, nets.logits(model, [film[None]], torch.device("cpu")), atol=1e-4)
-    assert told["output"]["findings"] == FINDINGS
+def test_the_map_of_the_folder_is_the_headlines_explainers(root: Path) -> None:
+    net, _ = nets.load_model(root / MODEL)
+    made = running.Session(root / "data/export/student_map.onnx", 1).explain(films(1)[0], 1)
+    wanted = layer_cam.maps(net, nets.to_input(films(1)), [1], 8)[0, 0]
+    np.testing.assert_allclose(made, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert json.loads((root / "reports/export/student.json").read_text())["map"] == "layer_cam"
 
 
-@pytest.mark.parametrize("name", ["student.onnx", "student_int8.onnx"])
+ALLOWED = """
+import sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        first = name.split(".")[0]
+        if first in ("torch", "cv2", "pandas", "onnx", "stages", "scipy", "timm"):
+            raise ImportError(f"{name} is not there")
+sys.meta_path.insert(0, Only())
+"""
+
+
+def test_the_folder_alone_runs_by_the_code_of_its_readme(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "far away"
+    shutil.copytree(root / "data/export", folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 16
+    words = [sys.executable, "-I", "-c", ALLOWED + code]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "on films like those of chestxray14" in done.stdout
+    (folder / "samples/sample_0.png").write_bytes((folder / "samples/sample_1.png").read_bytes())
+    assert subprocess.run(words, cwd=folder, capture_output=True, check=False).returncode
+
+
+def test_the_models_own_description_names_every_file_by_its_hash(root: Path) -> None:
+    folder = root / "data/export"
+    told = json.loads((folder / "model.json").read_text())
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there - set(told["files"]) == {"model.json", "README.md"}
+    for name, about in told["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == about["sha256"]
+    assert [one["name"] for one in told["findings"]] == FINDINGS
+    assert told["populations"] == [
+        {"name": "chestxray14", "threshold": [0, 0, None], "temperature": [2, 2, None], "bias": [0.5, 0.5, None]}
+    ]
+    assert "not for diagnosis" in told["use"]
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student_map.onnx", "student_int8_weights.onnx"])
 def test_file_names_no_path_and_no_build(root: Path, name: str) -> None:
     content = (root / "data/export" / name).read_bytes()
     assert not any(word in content for word in (b"site-packages", b"stack_trace", b"graph_signature", bytes(root)))
     assert torch.__version__.encode() not in content
 
 
-def test_second_export_has_the_same_bytes_and_other_weights_have_not() -> None:
-    linear = nn.Linear(3, 2)
-    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear).eval()
-    wanted, again = (export.to_onnx(net, SIZE, 20).SerializeToString(deterministic=True) for _ in range(2))
-    assert again == wanted
-    with torch.no_grad():
-        linear.bias.add_(1)
-    assert export.to_onnx(net, SIZE, 20).SerializeToString(deterministic=True) != wanted
-
-
-def test_int8_is_smaller_and_its_agreement_is_reported(root: Path) -> None:
-    report = json.loads((root / "reports/export/export.json").read_text())
-    assert report["int8"]["bytes"] < 0.3 * report["fp32"]["bytes"]
-    assert report["fp32"]["max_abs_difference"] <= report["tolerance"]
-    assert report["int8"]["mean_abs_difference"] < report["logit_spread"]
-    assert (report["compared_films"], report["calibration_films"]) == (8, 8)
+def test_real_films_are_not_copied_into_the_folder(tmp_path: Path) -> None:
+    project(tmp_path, phantoms={}, export__variants=[], explain__explainers=["eigen_cam"])
+    with contextlib.chdir(tmp_path):
+        export.main(ARGS)
+    told = json.loads((tmp_path / "data/export/model.json").read_text())
+    assert told["samples"] == export.PATTERNS
+    shown = cv2.imread(str(tmp_path / "data/export/samples/sample_0.png"), cv2.IMREAD_GRAYSCALE)
+    assert not any(np.array_equal(shown, film) for film in films(20))
+    assert told["map"] is None
+    assert "maps of eigen_cam are in no graph" in told["no_map"]
+    assert not (tmp_path / "data/export/student_map.onnx").exists()
 
 
 def test_stage_stops_when_the_export_answers_otherwise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(model: nn.Module, batches: Any, _device: torch.device) -> np.ndarray:
-        with torch.inference_mode():
-            return np.concatenate([model(nets.to_input(batch)).numpy() for batch in batches]) + 2e-4
-
-    before = (root / "reports/export/export.json").read_bytes()
+    real = nets.logits
+    before = (root / "reports/export/student.json").read_bytes()
     monkeypatch.chdir(root)
-    monkeypatch.setattr(nets, "logits", shifted)
-    made = onnx.load(root / "data/export/student.onnx")
-    monkeypatch.setattr(export, "to_onnx", lambda *_: made)
+    monkeypatch.setattr(nets, "logits", lambda *given: real(*given) + 2e-4)
     with pytest.raises(export.ExportError, match=r"export\.tolerance"):
         export.main(ARGS)
-    assert (root / "reports/export/export.json").read_bytes() == before
+    assert (root / "reports/export/student.json").read_bytes() == before
 
 
 def test_difference_that_is_not_a_number_is_no_agreement() -> None:
     with pytest.raises(export.ExportError):
-        export.require_same({"max_abs_difference": float("nan")}, 1e-4)
+        export.require_same(np.array([np.nan]), np.zeros(1), 1e-4, "it")
 
 
-def test_agreement_is_exact_for_equal_logits_and_ranks_survive_scaling() -> None:
-    logits = np.random.default_rng(0).normal(size=(9, 2))
-    same = {"max_abs_difference": 0.0, "mean_abs_difference": 0.0, "rank_correlation": 1.0}
-    assert export.agreement(logits, logits) == same
-    assert export.agreement(2 * logits, logits)["rank_correlation"] == 1
-    assert export.agreement(-logits, logits)["rank_correlation"] == -1
+def test_variants_are_compared_on_test_films_and_a_bad_one_stops_the_stage(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    agree.main(["--dataset", "chestxray14"])
+    found = json.loads((root / "reports/agreement/chestxray14.json").read_text())
+    assert set(found) == {"int8_weights", "fp16_weights"}
+    assert found["fp16_weights"]["films"] == 20
+    assert set(found["fp16_weights"]["flipped"]) == {"Cardiomegaly", "Effusion"}
+    good = (root / "data/export/student_int8_weights.onnx").read_bytes()
+    monkeypatch.setattr(variants, "LEVELS", 2)
+    bad = variants.int8_weights(onnx.load(root / "data/export/student.onnx"))
+    (root / "data/export/student_int8_weights.onnx").write_bytes(bad.SerializeToString())
+    with pytest.raises(agreement.GateError, match="int8_weights answers otherwise"):
+        agree.main(["--dataset", "chestxray14"])
+    (root / "data/export/student_int8_weights.onnx").write_bytes(good)
 
 
 def test_films_are_of_the_split_and_do_not_move_when_others_join() -> None:

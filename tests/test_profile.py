@@ -30,6 +30,29 @@ def test_student_has_the_published_cost() -> None:
     assert cost["compute"][0]["macs"] == 300_685_888
 
 
+@pytest.mark.parametrize("name", ["eeea_net_c2", "resnet18", "densenet161"])
+def test_both_counters_agree_but_for_what_one_of_them_leaves_out(name: str) -> None:
+    (found,) = profile.exact_cost(name, 14, [64])["compute"]
+    by_operator = found["macs_by_operator"]
+    left_out = by_operator["batch_norm"] + by_operator["adaptive_avg_pool2d"]
+    assert found["by_torch"]["macs"] == found["macs"] - left_out
+    assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
+
+
+def test_layers_are_in_their_order_and_have_all_parameters() -> None:
+    cost = profile.exact_cost("eeea_net_c2", 14, [64])
+    names = [layer["name"] for layer in cost["compute"][0]["layers"]]
+    assert names[0] == "conv_stem"
+    assert [name for name in names if name.startswith("blocks.")] == [f"blocks.{number}" for number in range(7)]
+    assert names[-1] == "classifier"
+    assert sum(layer["parameters"] for layer in cost["compute"][0]["layers"]) == cost["parameters"]
+
+
+def test_activations_are_the_largest_input_and_output_of_a_layer_together() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1), nn.Flatten(), nn.Linear(100, 2)).eval()
+    assert profile.activation_bytes(net, torch.zeros(1, 3, 10, 10)) == 4 * 100 * (3 + 8)
+
+
 def test_macs_equal_the_count_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
     by_hand = 3 * 8 * 9 * 10 * 10 + 8 * 10 * 10 + 8 * 2
