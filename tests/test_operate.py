@@ -112,7 +112,11 @@ def test_temperature_and_bias_are_those_of_the_highest_likelihood() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "reason"),
-    [([-2.0, -1.0, 1.0, 2.0], calibration.SEPARABLE), ([2.0, 1.0, -1.0, 1.5], calibration.REVERSED)],
+    [
+        ([-2.0, -1.0, 1.0, 2.0], calibration.SEPARABLE),
+        ([-2.0, 0.0, 0.0, 2.0], calibration.SEPARABLE),  # a tie lets the likelihood rise without end too
+        ([2.0, 1.0, -1.0, 1.5], calibration.REVERSED),
+    ],
 )
 def test_a_temperature_that_films_do_not_fix_is_none_with_its_reason(scores: list[float], reason: str) -> None:
     with pytest.raises(calibration.NoScaleError, match=reason):

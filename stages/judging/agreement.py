@@ -42,7 +42,7 @@ def _of_pair(one: Array, other: Array) -> tuple[float, float, float]:
     first, second = one / one.max(), other / other.max()
     strong = [of >= np.quantile(of, 1 - TOP) for of in (first, second)]
     overlap = (strong[0] & strong[1]).sum() / (strong[0] | strong[1]).sum()
-    alike = structural_similarity(first, second, win_size=WINDOW_PX, data_range=1.0)  # type: ignore[no-untyped-call]
+    alike = structural_similarity(first, second, win_size=WINDOW_PX, data_range=1.0)  # type: ignore[no-untyped-call]  # of skimage
     return float(stats.spearmanr(first.ravel(), second.ravel()).statistic), float(overlap), float(alike)
 
 

@@ -6,7 +6,7 @@ Styles are classes of the page's sheet; who is who is written at the mark as wel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -116,18 +116,12 @@ def lines(
         limits: the range of the vertical axis.
         x_ticks: (place, text) of the horizontal axis.
     """
-    left, right, top, bottom, low, high = 34, 236, 10, 176, *limits
+    left, right, top, bottom = 34, 236, 10, 176
 
     def x(value: float) -> float:
         return left + (right - left) * value
 
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
-
-    parts = []
-    for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+    y, parts = _upright(left, right, (top, bottom), limits)
     for place, text in x_ticks:
         at = f'x="{x(place):.1f}" y="{bottom + 18}"'
         parts.append(f'<text class="tick" {at} text-anchor="middle">{escape(text)}</text>')
@@ -144,6 +138,22 @@ def lines(
     return _svg(title, WIDTH, bottom + 26, parts)
 
 
+def _upright(
+    left: int, right: int, ends: tuple[int, int], limits: tuple[float, float]
+) -> tuple[Callable[[float], float], list[str]]:
+    """A vertical axis: where a value lies on it, and its grid with the numbers beside it."""
+    (top, bottom), (low, high) = ends, limits
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+    return y, parts
+
+
 def cost(title: str, bars: Sequence[Bar], costs: Sequence[float], limits: tuple[float, float], unit: str) -> Markup:
     """Estimates with their intervals over what they cost, on a logarithmic axis.
 
@@ -154,19 +164,13 @@ def cost(title: str, bars: Sequence[Bar], costs: Sequence[float], limits: tuple[
         limits: the range of the vertical axis.
         unit: of the costs.
     """
-    left, right, top, bottom, low, high = 40, 270, 10, 176, *limits
+    left, right, top, bottom = 40, 270, 10, 176
     first, last = (math.log10(end) for end in (min(costs) / 1.6, max(costs) * 1.6))
 
     def x(value: float) -> float:
         return left + (right - left) * (math.log10(value) - first) / (last - first)
 
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
-
-    parts = []
-    for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
+    y, parts = _upright(left, right, (top, bottom), limits)
     for value in dict.fromkeys(costs):
         at = f'x="{x(value):.1f}" y="{bottom + 18}"'
         parts.append(f'<text class="tick" {at} text-anchor="middle">{value:.3g} {escape(unit)}</text>')
