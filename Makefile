@@ -20,7 +20,7 @@ IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup repro test test-slow soak lint fetch run params audit prune readme parity bench trials maps
+.PHONY: help setup repro test test-slow soak lint fetch run params audit prune readme parity bench trials maps demo
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -72,7 +72,7 @@ prune: setup  ## drop files and lock entries of cells that params.yaml no longer
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme
 
-bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training or judging)
+bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training, judging or device)
 	@python -m benchmarks $${ONLY:+--only="$$ONLY"}
 
 trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)
@@ -80,6 +80,9 @@ trials: setup  ## try rates and constants of twin and losses on validation films
 
 maps: setup  ## which explainer, and which layer, maps should come from, on validation films (after make repro)
 	@$(IN_RUN) python -m benchmarks.maps
+
+demo: setup  ## the exported student in a web page, served on loopback: reports/demo (fetches onnxruntime-web from npm once)
+	@$(IN_RUN) python -m stages.demo
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 PAGE = Path("reports/bench.md")
-GROUPS = ("labels", "ingest", "training", "judging")
-LIBRARIES = ("numpy", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
+GROUPS = ("labels", "ingest", "training", "judging", "device")
+LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
 HEAD = """# Speed and memory, as ratios
 
 Written by `make bench`. Both sides of a line were measured in turn, in one run on one machine, so ratios hold better

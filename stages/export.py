@@ -1,51 +1,35 @@
-"""Export the headline student as ONNX, fp32 and int8, with the preprocessing that it needs described beside it.
+"""The headline student as one folder that other runtimes run: a film as it is stored goes in, what is shown comes out.
 
-Reads the student and its cohort's films; writes `data/export/` (student.onnx, student_int8.onnx, preprocessing.json)
-and `reports/export/export.json`. Stops when a logit of student.onnx differs from PyTorch's by more than
-`export.tolerance` on validation films. The int8 model has no tolerance: its agreement is measured and reported.
+Reads the student, its cohort's films and what operate chose on validation films. Writes data/export/ (student.onnx, of
+a film logits and calibrated probabilities; student_map.onnx, of a film and a finding these and its class map, where the
+explainer can be put into a graph; files for each of `export.variants`; model.json, README.md, sample films with what
+they give) and reports/export/student.json. Stops when student.onnx differs from PyTorch by more than `export.tolerance`
+on validation films. How far variants answer otherwise on test films, `agree` tells.
 """
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
-import onnxruntime
 import pandas as pd
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import nn
 
-from stages.core import arguments, files, params, plugins, seeds
+from stages.core import arguments, files, findings, params, plugins, seeds
+from stages.device import graphs, running, variants
 from stages.nets import nets
+from stages.pages import rendering
 from stages.sources.images import Images
 
-INPUT, OUTPUT = "image", "logits"
-BATCH = 32  # films in memory at once; no number depends on it
+STUDENT, MAPS = "student.onnx", "student_map.onnx"
+PARTS = ("train", "val")  # films that set ranges, and that are compared
+SAMPLES = 3
+PATTERNS = "patterns, because the films' owners allow no copy"
 
 
 class ExportError(RuntimeError):
     """The exported model does not answer as the trained one."""
-
-
-class Films(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Calibration films, one at a time, as onnxruntime asks for them."""
-
-    def __init__(self, films: np.ndarray) -> None:
-        self._films = iter(films)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next film as model input; `None` after the last."""
-        film = next(self._films, None)
-        return None if film is None else {INPUT: as_input(film[None])}
-
-
-def as_input(films: np.ndarray) -> np.ndarray:
-    """uint8 films as the exported model takes them, float32 (batch, 3, size_px, size_px)."""
-    return np.ascontiguousarray(nets.to_input(films).numpy())
 
 
 def choose_films(rows: pd.DataFrame, split: str, count: int, names: tuple[str | int, ...]) -> pd.DataFrame:
@@ -62,171 +46,170 @@ def choose_films(rows: pd.DataFrame, split: str, count: int, names: tuple[str | 
     return drawn.sort_values("draw").head(count)
 
 
-def to_onnx(model: nn.Module, size_px: int, opset: int) -> onnx.ModelProto:
-    """A model as ONNX with a free batch axis, without the notes of where and how it was traced.
+def patterns(size_px: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth random pictures, (SAMPLES, size_px, size_px), in the place of films that may not be copied."""
+    noise = rng.integers(0, 256, (SAMPLES, size_px, size_px), dtype=np.uint8)
+    return np.stack([cv2.GaussianBlur(one, (0, 0), size_px / 16) for one in noise])
+
+
+def populations(operating: dict[str, Any], outputs: list[str]) -> list[dict[str, Any]]:
+    """What validation films of each data set chose, a value an output: threshold (a logit), temperature, bias."""
+    listed = []
+    for dataset, found in operating.items():
+        chosen = [found["findings"].get(name, {}).get("models", {}).get("distilled", {}) for name in outputs]
+        values = {key: [one.get(key) for one in chosen] for key in ("threshold", "temperature", "bias")}
+        listed.append({"name": dataset, **values})
+    return listed
+
+
+def as_numbers(listed: list[dict[str, Any]], key: str) -> np.ndarray:
+    """(population, finding), NaN for None."""
+    return np.array([[np.nan if value is None else value for value in one[key]] for one in listed], float)
+
+
+def require_same(found: np.ndarray, reference: np.ndarray, tolerance: float, what: str) -> float:
+    """The largest difference of two arrays.
+
+    Raises:
+        ExportError: it is above the tolerance, or no number.
+    """
+    largest = float(np.abs(found - reference).max())
+    if not largest <= tolerance:
+        raise ExportError(
+            f"{what} must agree with PyTorch within {tolerance:g}, got {largest:g} (export.tolerance): try another "
+            "export.opset, or look for an operator that onnxruntime computes otherwise"
+        )
+    return largest
+
+
+def write(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a model; the same model gives the same bytes."""
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def write_samples(folder: Path, session: running.Session, films: np.ndarray) -> None:
+    """Write films as PNG, and what the model says of each as JSON."""
+    folder.mkdir()
+    expected = {}
+    for number, film in enumerate(films):
+        name = f"sample_{number}.png"
+        cv2.imwrite(str(folder / name), film)
+        logits, probabilities = session.answer(film)
+        known = [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in probabilities]
+        expected[name] = {"logits": np.round(logits.astype(float), 6).tolist(), "probabilities": known}
+    files.write_json(expected, folder / "expected.json")
+
+
+def write_models(
+    folder: Path, answer: graphs.Answer, explaining: graphs.Explanation | None, settings: Any, films: variants.Films
+) -> None:
+    """Write the whole model, with maps too where there is a graph for them, and each variant of both.
 
     Args:
-        model: in eval mode.
-        size_px: side of the input.
-        opset: version of the operator set.
+        folder: where.
+        answer: the model.
+        explaining: with maps.
+        settings: `export` of params.yaml.
+        films: that set the ranges of a variant that computes in whole numbers.
     """
-    example = nets.to_input(np.zeros((2, size_px, size_px), np.uint8))
-    free = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        dynamo=True,
-        opset_version=opset,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=free,
-        verbose=False,
-    )
-    if program is None:
-        raise ExportError("torch.onnx.export gave no program")
-    proto = program.model_proto
-    strip_notes(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    proto = graphs.to_onnx(answer, settings.opset)
+    with_map = explaining and graphs.to_onnx(explaining, settings.opset)
+    write(proto, folder / STUDENT)
+    if with_map:
+        write(with_map, folder / MAPS)
+    for name in settings.variants:
+        write(variants.VARIANTS[name](proto, films), folder / f"student_{name}.onnx")
+        if with_map and name in variants.FLOAT:
+            write(variants.VARIANTS[name](with_map, films), folder / f"student_map_{name}.onnx")
 
 
-def strip_notes(proto: onnx.ModelProto) -> None:
-    """Remove what names the machine: stack traces with paths, signatures, the producer's build."""
-    graph = proto.graph
-    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    proto.producer_version = ""
-
-
-def to_int8(source: Path, target: Path, films: np.ndarray) -> None:
-    """Quantise an ONNX file statically: int8 weights a channel, uint8 activations, ranges from calibration films."""
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(target),
-            Films(films),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
-        )
-    proto = onnx.load(target)
-    strip_notes(proto)
-    target.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def run_onnx(path: Path, films: np.ndarray, threads: int) -> np.ndarray:
-    """Logits of an ONNX file for uint8 films, on the CPU: (films, findings)."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run([OUTPUT], {INPUT: as_input(batch)})[0] for batch in batches(films)])
-
-
-def batches(films: np.ndarray) -> Iterator[np.ndarray]:
-    """Films in groups of BATCH."""
-    for start in range(0, len(films), BATCH):
-        yield films[start : start + BATCH]
-
-
-def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """How far logits (films, findings) are from the reference, and how alike both rank the films.
-
-    The rank correlation is Spearman's, the mean over findings; `None` where the films cannot be ranked.
-    """
-    difference = np.abs(logits.astype(float) - reference.astype(float))
-    ranks = [
-        pd.Series(logits[:, column]).corr(pd.Series(reference[:, column]), method="spearman")
-        for column in range(logits.shape[1])
-    ]
+def in_and_out() -> dict[str, Any]:
+    """The graphs' inputs and outputs, in words."""
     return {
-        "max_abs_difference": float(f"{difference.max():.3g}"),
-        "mean_abs_difference": float(f"{difference.mean():.3g}"),
-        "rank_correlation": None if np.isnan(ranks).any() else round(float(np.mean(ranks)), 6),
+        "input": {
+            graphs.FILM: "uint8 (height, width), grey, bones bright, any size: the graph takes the middle square",
+            graphs.FINDING: "int64 (), of student_map files: a place in findings",
+        },
+        "output": {
+            graphs.LOGITS: "float32 (finding,)",
+            graphs.PROBABILITIES: "float32 (population, finding), calibrated; NaN where validation fixed none",
+            graphs.MAP: "float32 (row, column), of student_map files: the class map of the finding at that place",
+        },
     }
 
 
-def require_same(found: dict[str, float | None], tolerance: float) -> None:
-    """Check that an export answers as the model does.
-
-    Raises:
-        ExportError: it does not.
-    """
-    largest = found["max_abs_difference"]
-    if largest is None or not largest <= tolerance:
-        raise ExportError(
-            f"student.onnx must agree with PyTorch within {tolerance:g} a logit, got {largest} (export.tolerance): "
-            "try another export.opset, or look for an operator that onnxruntime computes otherwise"
-        )
-
-
-def preprocessing(about: dict[str, Any]) -> dict[str, Any]:
-    """What an app must do with a film before, and what the logits mean after."""
+def hashes(folder: Path) -> dict[str, Any]:
+    """Of each file in a folder its SHA-256 and bytes."""
     return {
-        "input": {
-            "name": INPUT,
-            "shape": ["batch", 3, about["size_px"], about["size_px"]],
-            "type": "float32",
-            "steps": [
-                "decode to grey with bones bright (invert a DICOM that is MONOCHROME1), 0 to 255 for all bits stored",
-                "cut the ends of the longer side, so that a centred square is left",
-                f"resize by area (OpenCV INTER_AREA) to {about['size_px']} x {about['size_px']}, round to 8 bits",
-                "divide by 255",
-                "repeat the grey channel 3 times (order: channel, row, column)",
-                "subtract mean and divide by std, channel by channel",
-            ],
-            "mean": list(nets.MEAN),
-            "std": list(nets.STD),
-        },
-        "output": {
-            "name": OUTPUT,
-            "shape": ["batch", len(about["findings"])],
-            "type": "float32",
-            "meaning": "one logit a finding, in this order; sigmoid gives a score in [0, 1] that is not calibrated",
-            "findings": about["findings"],
-        },
-        "architecture": about["architecture"],
-        "use": "research only; not a medical device",
+        path.relative_to(folder).as_posix(): {"sha256": files.sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export the headline student."""
     args = arguments.parser(__doc__, "cohort", "student", "teacher", "loss", "seed").parse_args(argv)
-    settings, seed, threads = params.load("export", "seed", "threads")
+    settings, explainers, max_stride, ingest, drawn, seed, threads = params.load(
+        "export", "explain.explainers", "explain.max_stride", "ingest", "phantoms", "seed", "threads"
+    )
     nets.fix(threads)
     plugins.load("models", args.student)
-    model, about = nets.load_model(
+    net, about = nets.load_model(
         files.input(f"data/models/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}")
     )
-    cohort = files.input(f"data/cohorts/{args.cohort}")
+    cohort, operating = files.input(f"data/cohorts/{args.cohort}"), files.input("reports/operating")
+    titles = findings.vocabulary(files.input("stages/findings.csv")).titles
+    readme = files.input("stages/pages/export.md.j2").read_text(encoding="utf-8")
     rows = files.read_table(cohort / "rows.parquet", ["dataset", "image", "split", "shard", "row"])
-    films = {}
-    for split in ("train", "val"):
-        chosen = choose_films(rows, split, settings.calibration_images, ("export", seed, split))
-        films[split] = Images.of_rows(cohort, chosen).take(range(len(chosen)))
-    reference = nets.logits(model, batches(films["val"]), torch.device("cpu"))
-    with files.output("data/export") as folder, files.output("reports/export/export.json") as report_path:
-        fp32, int8 = folder / "student.onnx", folder / "student_int8.onnx"
+    size_px, outputs, explainer = about["size_px"], about["findings"], explainers[0]
+    chosen = populations(
+        {name: files.read_json(operating / f"{name}.json") for name in sorted(set(rows["dataset"]))}, outputs
+    )
+    picked = {part: choose_films(rows, part, settings.compared_films, ("export", seed, part)) for part in PARTS}
+    ranging, films = (Images.of_rows(cohort, of_part).take(range(len(of_part))) for of_part in picked.values())
+    is_drawn = picked["val"]["dataset"].isin(list(drawn)).to_numpy()
+    shown = films[is_drawn][:SAMPLES] if is_drawn.any() else patterns(size_px, seeds.of("export", seed))
+    net = net.to("cpu")
+    reference = nets.logits(net, [films], torch.device("cpu"))
+    calibration = graphs.Calibration(*(as_numbers(chosen, key) for key in ("temperature", "bias")))
+    report: dict[str, Any] = {"map": explainer, "no_map": None}
+    try:
+        explaining = graphs.Explanation(net, size_px, calibration, max_stride, explainer)
+    except graphs.GraphError as error:
+        explaining, report = None, {"map": None, "no_map": str(error)}
+    with files.output("data/export") as folder, files.output("reports/export/student.json") as report_path:
         folder.mkdir()
-        fp32.write_bytes(to_onnx(model, about["size_px"], settings.opset).SerializeToString(deterministic=True))
-        exact = agreement(run_onnx(fp32, films["val"], threads), reference)
-        require_same(exact, settings.tolerance)
-        to_int8(fp32, int8, films["train"])
-        rounded = agreement(run_onnx(int8, films["val"], threads), reference)
-        files.write_json(preprocessing(about), folder / "preprocessing.json")
-        report = {
+        write_models(folder, graphs.Answer(net, size_px, calibration), explaining, settings, ranging)
+        session = running.Session((folder / STUDENT).read_bytes(), threads)
+        logits = np.stack([session.answer(film)[0] for film in films])
+        report["logits"] = require_same(logits, reference, settings.tolerance, STUDENT)
+        write_samples(folder / "samples", session, shown)
+        maps = {"explainer": explainer, "files": sorted(path.name for path in folder.glob("student_map*"))}
+        described = {
+            "format": running.FORMAT,
+            "use": "research only; not for diagnosis, not a medical device",
+            "architecture": about["architecture"],
+            "size_px": size_px,
+            "ingest": {"max_pixels": ingest.max_pixels, "min_range": ingest.min_range},
+            "findings": [{"name": name, "title": titles[name]} for name in outputs],
+            "populations": chosen,
+            **in_and_out(),
+            "map": maps if explaining else None,
+            "no_map": report["no_map"],
+            "samples": "drawn films" if is_drawn.any() else PATTERNS,
+            "files": hashes(folder),
+        }
+        files.write_json(described, folder / running.MODEL)
+        text = rendering.render(readme, {"model": described, "size_px": size_px}, is_html=False)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        report |= {
             "opset": settings.opset,
             "tolerance": settings.tolerance,
-            "size_px": about["size_px"],
-            "compared_films": len(films["val"]),
-            "calibration_films": len(films["train"]),
+            "size_px": size_px,
+            "compared_films": len(films),
             "logit_spread": round(float(reference.std(axis=0).mean()), 6),
-            "fp32": exact | {"bytes": fp32.stat().st_size},
-            "int8": rounded | {"bytes": int8.stat().st_size},
+            "files": described["files"],
         }
         files.write_json(report, report_path)
 

@@ -1,7 +1,7 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what compare, evaluate, operate, atlas, card, profile, explain, export, describe, choice and the training stages
-wrote under reports/. Writes reports/index.html and reports/report.md, reports/cards (the headline student's model card,
+Reads what compare, evaluate, operate, atlas, card, profile, explain, export, agree, describe, choice and the training
+stages wrote under reports/. Writes reports/index.html and reports/report.md, reports/cards (the headline's model card,
 and what reporting checklists ask), the headline's few numbers to reports/summary.json, and tables for `dvc plots show`
 to reports/plots/; the same inputs give the same bytes.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
@@ -15,13 +15,16 @@ import pandas as pd
 
 from stages.core import arguments, files, findings, params
 from stages.judging import cells
-from stages.pages import cards, published, rendering, results
+from stages.pages import cards, charts, published, rendering, results
 
 
 def read_each(folder: Path, names: list[str]) -> dict[str, Any]:
     """Data set -> what evaluate, operate, atlas or card wrote of it; the same of cohorts and explain."""
     cells.require_declared(folder, "*.json", {f"{name}.json" for name in names})
     return {name: files.read_json(folder / f"{name}.json") for name in names}
+
+
+EAGER = ("pytorch", 1, 1)  # runtime, threads and batch of the cost table's latency
 
 
 def read_curves(folder: Path, models: list[cells.Model]) -> dict[str, pd.DataFrame]:
@@ -63,12 +66,14 @@ def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any
         }
         if shared["reason"]:
             rows.append(shared)
-        for compute, run in zip(cost["exact"]["compute"], cost["timing"]["runs"], strict=True):
+        alone = [run for run in cost["timing"]["runs"] if (run["runtime"], run["threads"], run["batch"]) == EAGER]
+        for compute, run in zip(cost["exact"]["compute"], alone, strict=True):
             row = {
                 "size_px": compute["size_px"],
                 "parameters": cost["exact"]["parameters"],
                 "weights_bytes": cost["exact"]["weights_bytes"],
                 "macs": compute["macs"],
+                "activation_bytes": compute["activation_bytes"],
                 "latency_ms": run["latency_ms"],
                 "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
             }
@@ -76,8 +81,49 @@ def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any
     return rows
 
 
-def describe_costs(costs: list[dict[str, Any]], headline: Any) -> dict[str, Any]:
-    """What the templates show of costs."""
+def list_runtimes(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each runtime took for each architecture, threads and size: single films beside batches, a row each."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cost in costs:
+        for run in cost["timing"]["runs"]:
+            row = {"role": cost["role"], "architecture": cost["architecture"]}
+            row |= {name: run[name] for name in ("runtime", "threads", "size_px")}
+            shown = {"p50": run["latency_ms"]["p50"], "p95": run["latency_ms"]["p95"], "joules": run["joules"]}
+            shown |= {"memory_bytes": run["peak_bytes"] - run["libraries_bytes"], "cold_ms": run["cold_ms"]}
+            rows.setdefault(tuple(row.values()), row)[f"batch_{run['batch']}"] = shown
+    return list(rows.values())
+
+
+def same_products(compute: dict[str, Any]) -> bool:
+    """Whether both counters agree over what both count, all but batch norms and pooling."""
+    products = sum(n for name, n in compute["macs_by_operator"].items() if "norm" not in name and "pool" not in name)
+    return bool(products == compute["by_torch"]["macs"])
+
+
+def describe_layers(cost: dict[str, Any], role: str, size_px: int) -> dict[str, Any] | None:
+    """An architecture's layers at a size, or at the smallest that was measured, table and picture; None without."""
+    computed = cost["exact"]["compute"]
+    if not computed:
+        return None
+    compute = next((one for one in computed if one["size_px"] == size_px), computed[0])
+    names, macs = ([layer[key] for layer in compute["layers"]] for key in ("name", "macs"))
+    told = f"Share of multiply-adds of each layer of {cost['architecture']}"
+    return {
+        "architecture": cost["architecture"],
+        "size_px": compute["size_px"],
+        "layers": compute["layers"],
+        "chart": charts.bars(told, names, macs, "teacher" if role == "teacher" else "distilled"),
+    }
+
+
+def describe_costs(costs: list[dict[str, Any]], headline: Any, size_px: int) -> dict[str, Any]:
+    """What the templates show of costs.
+
+    Args:
+        costs: as `read_costs` reads them.
+        headline: of params.yaml.
+        size_px: the side of the films.
+    """
     computed = [compute for cost in costs for compute in cost["exact"]["compute"]]
     chosen = {cost["role"]: cost for cost in costs if cost["architecture"] == getattr(headline, cost["role"])}
     return {
@@ -86,6 +132,10 @@ def describe_costs(costs: list[dict[str, Any]], headline: Any) -> dict[str, Any]
         "no_cost": {role: cost["exact"]["reason"] for role, cost in chosen.items()},
         "machine": chosen["student"]["timing"]["machine"],
         "outputs": chosen["student"]["exact"]["outputs"],
+        "runtimes": list_runtimes(costs),
+        "no_onnx": {one["architecture"]: one["timing"]["no_onnx"] for one in costs if one["timing"]["no_onnx"]},
+        "layers": [describe_layers(chosen[role], role, size_px) for role in ("student", "teacher")],
+        "counted_alike": all(same_products(compute) for compute in computed),
         "not_counted": sorted({name.removeprefix("aten::") for compute in computed for name in compute["not_counted"]}),
     }
 
@@ -162,7 +212,8 @@ def main(argv: list[str] | None = None) -> None:
     operating = read_each(files.input("reports/operating"), list(datasets))
     comparison = files.read_json(files.input("reports/comparison.json"))
     explained = read_each(files.input("reports/explain"), list(cohorts))
-    exported = files.read_json(files.input("reports/export/export.json"))
+    exported = files.read_json(files.input("reports/export/student.json"))
+    agreement = read_each(files.input("reports/agreement"), list(datasets))
     curves = read_curves(files.input("reports/curves"), cells.models(*declared))
     costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
     titles = findings.vocabulary(files.input("stages/findings.csv")).titles
@@ -191,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
         "titles": titles,
         "explained": explained,
         "exported": exported,
+        "agreement": agreement,
+        "calls_changed": max(found["flipped_mean"] or 0 for one in agreement.values() for found in one.values()),
         "published": published.FIGURES,
         "operating": operating,
         "reliability": {dataset: results.reliability(found) for dataset, found in operating.items()},
@@ -200,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         "answered": [titles[name] for name in titles if any(name in datasets[one].findings for one in learnt_from)],
         "checklists": cards.checklists(guidelines),
         **results.describe(tuple(declared), headline, metrics, comparison, curves),
-        **describe_costs(costs, headline),
+        **describe_costs(costs, headline, exported["size_px"]),
     }
     of_headline, summaries = explained[headline.cohort], context["summaries"]
     context["answers"] = results.answers(summaries, operating, of_headline, context["settings"]["margin"])

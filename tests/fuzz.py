@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import owners
 
-from stages.ingest import decoding
+from stages.films import decoding
 
 SIDE, SIZE_PX, MAX_PIXELS = 96, 32, 40_000_000
 DIFFERENT = 4  # grey levels in the mean of a square's pixels: less is no other picture

@@ -33,8 +33,9 @@ from PIL import Image, ImageOps
 
 from stages import ingest
 from stages.core import files
-from stages.ingest import decoding, duplicates, headers
-from stages.ingest.raster import grey
+from stages.films import decoding, headers
+from stages.films.raster import grey
+from stages.ingest import duplicates
 from stages.learning import checkpoints
 from stages.sources import archives
 

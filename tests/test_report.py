@@ -135,24 +135,33 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
     roles = {"teacher": ("resnet18", 11_183_694, 29_600_000), "student": ("eeea_net_c2", 4_732_838, 26_500_000)}
     for role, (arch, parameters, macs) in roles.items():
         sizes = [(64, macs), (224, 12 * macs)]
-        computed = [{"size_px": px, "macs": n, "macs_by_operator": {"conv": n}, "not_counted": {"aten::add_": 8}}
-                    for px, n in sizes]  # fmt: skip
+        computed = [{"size_px": px, "macs": n, "macs_by_operator": {"conv": n, "batch_norm": 0},
+                     "not_counted": {"aten::add_": 8}, "by_torch": {"macs": n}, "activation_bytes": 1_000_000,
+                     "layers": [{"name": "stem", "macs": n, "parameters": 100}]} for px, n in sizes]  # fmt: skip
         exact = {"architecture": arch, "outputs": 14, "parameters": parameters, "weights_bytes": 4 * parameters}
         files.write_json(exact | {"compute": computed, "reason": None}, folder / f"profile/{role}/{arch}.json")
-        quartiles = {"median": 3.2, "lower_quartile": 3.1, "upper_quartile": 3.4}
-        runs = [{"size_px": px, "latency_ms": quartiles, "peak_bytes": 310_000_000, "libraries_bytes": 250_000_000}
-                for px, _ in sizes]  # fmt: skip
+        took = {"latency_ms": {"p50": 3.2, "p95": 3.4}, "peak_bytes": 310_000_000, "libraries_bytes": 250_000_000}
+        took |= {"cold_ms": 50.0, "joules": None}
+        runs = [{"runtime": name, "threads": threads, "size_px": px, "batch": batch, **took}
+                for name in ("pytorch", "onnxruntime") for threads in (1, 2) for px, _ in sizes
+                for batch in (1, 8)]  # fmt: skip
         machine = {"cpu": "Some CPU", "system": "Linux", "python": "3.11", "torch": "2.15"}
-        timing = {"architecture": arch, "batch": 1, "threads": 1, "machine": machine, "runs": runs}
+        timing = {"architecture": arch, "machine": machine, "runs": runs, "no_onnx": None}
         files.write_json(timing, folder / f"profile/{role}/{arch}.timing.json")
     for cohort in COHORTS:
         files.write_json(explained(cohort), folder / f"explain/{cohort}.json")
     page = "<p>outside</p>\n<!-- labels -->\n<p>What the labels state.</p>\n<!-- /labels -->\n"
     (folder / "labels.html").write_text(page, encoding="utf-8")
-    agreement = {"mean_abs_difference": 1e-6, "max_abs_difference": 5e-6, "rank_correlation": 0.99, "bytes": 5_000_000}
-    exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "calibration_films": 64,
-                "logit_spread": 1.5, "fp32": agreement, "int8": agreement}  # fmt: skip
-    files.write_json(exported, folder / "export/export.json")
+    exported = {"opset": 18, "tolerance": 1e-4, "size_px": 64, "compared_films": 64, "logit_spread": 1.5,
+                "logits": 5e-6, "map": "layer_cam", "no_map": None,
+                "files": {name: {"sha256": "0", "bytes": 5_000_000} for name in EXPORTED}}  # fmt: skip
+    files.write_json(exported, folder / "export/student.json")
+    change = {"value": -0.0002, "low": -0.001, "high": 0.0004}
+    compared = {"films": 300, "auroc": change, "worst": {"finding": "Mass", "lost": -0.002}, "spearman": {},
+                "lowest_spearman": 0.999, "flipped": {}, "flipped_mean": 0.002, "brier": change,
+                "mean_abs_difference": 0.01, "pointing": change | {"pairs": 40, "model": 0.3}}  # fmt: skip
+    for dataset in DATASETS:
+        files.write_json({"int8_weights": compared}, folder / f"agreement/{dataset}.json")
 
 
 def atlas_of(names: list[str]) -> dict[str, Any]:
@@ -204,6 +213,7 @@ def sound() -> dict[str, Any]:
             "faithfulness": dict.fromkeys(("teacher", "twin", "distilled"), ways)}  # fmt: skip
 
 
+EXPORTED = ("student.onnx", "student_map.onnx", "student_int8_weights.onnx", "samples/a.png")
 TITLE = "Distilled <chest> X-ray classifiers"
 NOISE = SimpleNamespace(missed=0.1, false_per_true=0.1, uncertain_present=0.5, blank_present=0.05)
 
@@ -566,7 +576,7 @@ def test_a_group_without_a_mean_of_the_data_sets_shows_a_dash(project: Path, mon
 @pytest.mark.parametrize(
     "missing",
     ["metrics/padchest.json", "curves/twin/joint/eeea_net_c2/0.csv", "profile/student/eeea_net_c2.timing.json",
-     "atlas/padchest.json", "labels.html", "export/export.json", "comparison.json", "choice.json"],
+     "atlas/padchest.json", "labels.html", "export/student.json", "comparison.json", "choice.json"],
 )  # fmt: skip
 def test_a_missing_part_is_named(project: Path, missing: str) -> None:
     files.remove(project / "reports" / missing)

@@ -301,5 +301,5 @@ def test_rooms_in_deps_cost_little(tmp_path: Path) -> None:
 def test_a_new_finding_makes_nothing_stale_that_is_drawn_decoded_or_trained(tmp_path: Path) -> None:
     cells = declared(checkout(tmp_path)).items()
     readers = {name.split("@")[0] for name, (_, given) in cells if "stages/findings.csv" in given.deps}
-    assert readers == {"atlas", "describe", "harmonize", "report"}
+    assert readers == {"atlas", "describe", "export", "harmonize", "report"}
     assert not any("stages" in given.deps for _, (_, given) in cells)

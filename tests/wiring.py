@@ -19,7 +19,17 @@ from stages.judging import cells
 from stages.pipeline import guard, promises
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("core", "sources", "nets", "judging", "learning", "pages", "pipeline")  # a file imports no room after its own
+ROOMS = (
+    "core",
+    "films",
+    "sources",
+    "nets",
+    "judging",
+    "device",
+    "learning",
+    "pages",
+    "pipeline",
+)  # a file imports no room after its own
 KEYS = {"cells.PARAMS": cells.PARAMS, "PARAMS": choice.PARAMS}  # of params, as a stage names them -> the keys
 
 

@@ -304,12 +304,23 @@ class Explain(Section):
     sanity_pairs: Count
 
 
+class Limits(Section):
+    """How far a smaller file may answer otherwise than the whole one on test films."""
+
+    auroc: Share
+    interval: Share
+    flipped: Share
+    pointing: Share
+
+
 class Export(Section):
-    """What the on-device model must satisfy."""
+    """Which files the student is exported as, and what they must satisfy."""
 
     opset: Annotated[int, Field(ge=17)]
     tolerance: Positive
-    calibration_images: Count
+    compared_films: Count
+    variants: Annotated[list[Literal["int8_weights", "fp16_weights", "int8_static"]], AfterValidator(_distinct)]
+    limits: Limits
 
 
 class Params(Section):

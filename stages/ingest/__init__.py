@@ -30,16 +30,14 @@ import pydicom
 from tqdm import tqdm
 
 from stages.core import arguments, files, params, plugins
+from stages.films.decoding import FULL_BITS, Stated, largest_bytes, to_square
+from stages.films.headers import ImageError
 from stages.ingest import duplicates
 from stages.ingest.beside import Met
-from stages.ingest.decoding import FULL_BITS, Stated, to_square
-from stages.ingest.headers import ImageError
 from stages.learning import checkpoints
 from stages.sources import archives, raw
 
 CHUNK_IMAGES = 64  # a task's images; a killed run repeats at most these
-MAX_BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
-HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
 LEVELS = 255  # between black and white
 LITTLE = 1 / 8  # of them: a film that is kept though its square spans less is listed
 
@@ -144,7 +142,7 @@ class Reader:
         self.plugin = plugin
         self.stated = stated
         self.met = Met()
-        self.max_bytes = max_pixels * MAX_BYTES_PER_PIXEL + HEADER_BYTES
+        self.max_bytes = largest_bytes(max_pixels)
 
     def read(self, names: Sequence[str], skip: int) -> Iterator[Source]:
         """The images in some files of the manifest, but for the first `skip`, which are not even unpacked."""

@@ -187,6 +187,25 @@ def cost(title: str, bars: Sequence[Bar], costs: Sequence[float], limits: tuple[
     return _svg(title, WIDTH, bottom + 26, parts)
 
 
+def bars(title: str, labels: Sequence[str], values: Sequence[float], style: str) -> Markup:
+    """Shares of a whole below each other, the share written at the end of each.
+
+    Args:
+        title: what the chart says, for those who cannot see it.
+        labels: what is written to the left of each.
+        values: 0 or more each.
+        style: the class that colours them.
+    """
+    left, right, row, whole = 120, 300, 18, sum(values) or 1.0
+    widest, parts = max(values, default=0) / whole or 1.0, []
+    for place, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y, width = row * place + 4, (right - left) * value / whole / widest
+        parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<rect class="{style}" x="{left}" y="{y + 2}" width="{width:.1f}" height="11"/>')
+        parts.append(f'<text class="tick" x="{left + width + 5:.1f}" y="{y + 11}">{percent(value / whole)}</text>')
+    return _svg(title, WIDTH, row * len(labels) + 8, parts)
+
+
 def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
     """How often things go together: in row and column, the share of the row's that are also the column's.
 

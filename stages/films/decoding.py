@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.ingest.dicom import brightness, dicom_header, dicom_size
-from stages.ingest.headers import JPEG, PNG, Header, ImageError, of_jpeg, of_png
-from stages.ingest.raster import grey
+from stages.films.headers import JPEG, PNG, Header, ImageError, of_jpeg, of_png
+from stages.films.raster import grey
 
 FULL_BITS = 16
 DEPTHS = (8, 10, 12, 14, FULL_BITS)  # that detectors and exports have
+BYTES_PER_PIXEL = 8  # of 16-bit RGBA, uncompressed
+HEADER_BYTES = 1 << 20  # what an image file may hold beside its pixels
 SAMPLE = 2**14
 EXTREMES = 0.001  # of the pixels at either end: dead ones of the detector, which say nothing of the picture
 DICOM = b"DICM"
@@ -39,6 +40,36 @@ class Stated:
     size: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An image file's picture.
+
+    Attributes:
+        image: upright, uint8, uint16 or float32 (height, width).
+        brightest: the largest value that it may have; the least is 0.
+        planes: of the file, 1 where it is grey.
+    """
+
+    image: np.ndarray
+    brightest: int
+    planes: int = 1
+
+    def square(self, size_px: int) -> np.ndarray:
+        """Its middle square, uint8 (size_px, size_px), resized by area."""
+        side = min(self.image.shape)
+        top, left = (self.image.shape[0] - side) // 2, (self.image.shape[1] - side) // 2
+        middle = np.ascontiguousarray(self.image[top : top + side, left : left + side])
+        square = cv2.resize(middle, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        if square.dtype == np.uint8:
+            return square
+        return np.round(square * (255 / self.brightest)).astype(np.uint8)
+
+
+def largest_bytes(max_pixels: int) -> int:
+    """What a file of an image with so many pixels has at most: more is not worth reading."""
+    return max_pixels * BYTES_PER_PIXEL + HEADER_BYTES
+
+
 def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int, min_range: float = 0.0) -> np.ndarray:
     """Decode an image file to an 8-bit grey square.
 
@@ -56,36 +87,51 @@ def to_square(content: bytes, stated: Stated, size_px: int, max_pixels: int, min
     Raises:
         ImageError: with the reason for which the image cannot be used; whatever a decoder raises becomes one.
     """
-    kind = _kind(content)
+    return squared(decode(content, stated, max_pixels), size_px, min_range)
+
+
+def decode(content: bytes, stated: Stated, max_pixels: int) -> Decoded:
+    """The first half of `to_square`."""
+    kind = kind_of(content)
     try:
-        image, brightest = _decode(content, kind, stated, max_pixels)
-        side = min(image.shape)
-        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        image = np.ascontiguousarray(image[top : top + side, left : left + side])
-        square = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+        return _decode(content, kind, stated, max_pixels)
     except ImageError:
         raise
     except Exception as error:  # of a kind that nobody can list: one film must not end the run
         raise ImageError(f"damaged {kind}, whose pixels cannot be read") from error
-    if _span(image) < min_range * brightest:
+
+
+def squared(decoded: Decoded, size_px: int, min_range: float) -> np.ndarray:
+    """The second half of `to_square`."""
+    square = decoded.square(size_px)
+    dark, bright = ends(sampled(decoded.image))
+    if bright - dark < min_range * decoded.brightest:
         raise ImageError("uses less of its range than ingest.min_range")
-    square = square if square.dtype == np.uint8 else np.round(square * (255 / brightest)).astype(np.uint8)
     if square.min() == square.max():
         raise ImageError("without contrast: all its pixels are alike")
     return square
 
 
-def _span(image: np.ndarray) -> float:
-    """From the dark to the bright end of an image's values, without EXTREMES, by a grid of SAMPLE pixels or more."""
-    step = max(1, math.isqrt(image.size // SAMPLE))  # of a grid: each n-th of all would lie in a few columns
-    some = image[::step, ::step].ravel()
+def sampled(image: np.ndarray) -> np.ndarray:
+    """Some pixels of an image on a grid, SAMPLE or more if it has them: each n-th of all would lie in a few columns."""
+    step = max(1, math.isqrt(image.size // SAMPLE))
+    return image[::step, ::step].ravel()
+
+
+def ends(some: np.ndarray) -> tuple[float, float]:
+    """The dark and the bright end of some pixels' values, without EXTREMES."""
     dark = int(len(some) * EXTREMES)
     bright = len(some) - 1 - dark
-    ends = np.partition(some, (dark, bright))
-    return float(ends[bright]) - float(ends[dark])
+    found = np.partition(some, (dark, bright))
+    return float(found[dark]), float(found[bright])
 
 
-def _kind(content: bytes) -> str:
+def kind_of(content: bytes) -> str:
+    """`PNG`, `JPEG` or `DICOM`, by a file's first bytes.
+
+    Raises:
+        ImageError: none of these.
+    """
     if not content:
         raise ImageError("zero bytes")
     if content[DICOM_AT:].startswith(DICOM):
@@ -96,16 +142,18 @@ def _kind(content: bytes) -> str:
     raise ImageError("neither PNG, JPEG nor DICOM")
 
 
-def _decode(content: bytes, kind: str, stated: Stated, max_pixels: int) -> tuple[np.ndarray, int]:
-    """The upright image, uint8, uint16 or float32 (height, width), and its brightest possible value."""
+def _decode(content: bytes, kind: str, stated: Stated, max_pixels: int) -> Decoded:
     if kind == "DICOM":
+        from stages.films.dicom import brightness, dicom_header, dicom_size  # pydicom takes half a second to import
+
         file = dicom_header(content)
         _require_size(dicom_size(file), stated, max_pixels)
-        return brightness(file), 1
+        return Decoded(brightness(file), 1)
     header = of_png(content) if kind == "PNG" else of_jpeg(content)
     _require_size(header.shown_size, stated, max_pixels)
     image = grey(content, header)
-    return _upright(image, header.orientation), 2 ** _bits(image, header, stated.bits) - 1
+    brightest = 2 ** _bits(image, header, stated.bits) - 1
+    return Decoded(_upright(image, header.orientation), brightest, header.planes)
 
 
 def _require_size(size: tuple[int, int], stated: Stated, max_pixels: int) -> None:

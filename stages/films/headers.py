@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
+GREY_TYPES = (0, 4)  # of a PNG: grey, and with alpha; else colours, or a palette of them
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 VALUES = {1: "B", 3: "H", 4: "I"}  # of TIFF: its types of whole numbers
@@ -30,7 +31,7 @@ class Header:
         size: (width, height) as they are stored.
         orientation: 1 to 8, as Exif numbers how the stored image is turned and mirrored; 1 is upright.
         significant_bits: of a 16-bit PNG's values, by its sBIT chunk; 0 if it has none.
-        planes: of a JPEG, 1 where it is grey.
+        planes: 1 where it is grey, else more.
         segments: of a JPEG.
     """
 
@@ -76,8 +77,9 @@ def of_png(content: bytes) -> Header:
         if kind in (b"IHDR", b"sBIT", b"eXIf"):
             found.setdefault(kind, bytes(body[4:]))
         place += length + 12
-    size = struct.unpack(">II", found[b"IHDR"][:8])
-    return Header(size, _orientation(found.get(b"eXIf", b"")), max(found.get(b"sBIT", b"\0")))
+    size, is_grey = struct.unpack(">II", found[b"IHDR"][:8]), found[b"IHDR"][9] in GREY_TYPES
+    significant = max(found.get(b"sBIT", b"\0"))
+    return Header(size, _orientation(found.get(b"eXIf", b"")), significant, planes=1 if is_grey else 3)
 
 
 def of_jpeg(content: bytes) -> Header:

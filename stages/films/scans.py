@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from stages.ingest.headers import FRAMES, SCAN, Header, ImageError, Segment
+from stages.films.headers import FRAMES, SCAN, Header, ImageError, Segment
 
 QUANTISERS, TABLES, INTERVAL = 0xDB, 0xC4, 0xDD
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2

@@ -3,8 +3,7 @@
 import cv2
 import numpy as np
 
-from stages.ingest.headers import Header, ImageError
-from stages.ingest.scans import require_whole
+from stages.films.headers import Header, ImageError
 
 DTYPES = (np.uint8, np.uint16)
 
@@ -16,6 +15,8 @@ def grey(content: bytes, header: Header) -> np.ndarray:
         ImageError: it is damaged, or of a kind that cannot be decoded.
     """
     if header.segments:
+        from stages.films.scans import require_whole  # numba takes half a second to import
+
         require_whole(header)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:

@@ -27,8 +27,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from stages.ingest.headers import ImageError, of_jpeg
-from stages.ingest.raster import grey
+from stages.films.headers import ImageError, of_jpeg
+from stages.films.raster import grey
 
 PIXELS = Tag("PixelData")
 TRAILERS = (0xFFFA, 0xFFFC)  # groups that may follow it, as private ones may: signatures and padding

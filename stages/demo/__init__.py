@@ -1,0 +1,1 @@
+"""The exported student in a web page, which computes in the browser and sends nothing."""

@@ -1,0 +1,1 @@
+"""The student as files that other runtimes run: graphs with preprocessing, smaller variants, how far these agree."""
