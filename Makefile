@@ -63,8 +63,8 @@ run: setup  ## a preset in runs/: make run PRESET=<name, or path of yours> [ROOT
 params: setup  ## print params.yaml, or with PRESET=... the whole that the preset runs with
 	@$(PRESETS) --print -- "$$PRESET"
 
-audit: setup  ## does dvc.lock belong to this checkout; FILE=...: what a file was made from (PRESET=... for a run's)
-	@$(IN_RUN) python -m stages.pipeline.lock $(if $(FILE),trace "$$FILE",check)
+audit: setup  ## is this checkout what dvc.lock and git say, byte by byte (QUICK=1: unread); FILE=...: what a file was made from (PRESET=... for a run's)
+	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.lock trace "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
 
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
 	@$(IN_RUN) python -m stages.pipeline.lock prune

@@ -52,8 +52,8 @@ def test_every_argument_says_what_it_is(module: str, monkeypatch: pytest.MonkeyP
 
 def test_the_commands_are_those_that_dvc_and_make_run() -> None:
     run = (REPOSITORY / "dvc.yaml").read_text() + (REPOSITORY / "Makefile").read_text()
-    of_pages = {"stages.demo", "stages.pages.readme"}
-    named = set(re.findall(r"\bstages(?:\.\w+)+", run)) - {"stages.pipeline.guard"} - of_pages
+    without_words = {"stages.demo", "stages.pages.readme", "stages.pipeline.audit", "stages.pipeline.guard"}
+    named = set(re.findall(r"\bstages(?:\.\w+)+", run)) - without_words
     assert "stages.ingest" in named
     assert named <= set(COMMANDS)
 
@@ -114,15 +114,16 @@ def test_setup_installs_again_when_a_lock_file_says_something_else(checkout: Pat
 @pytest.mark.parametrize(
     ("words", "called"),
     [
-        (["audit"], "check"),
-        (["audit", "FILE=reports/report.md"], "trace reports/report.md"),
-        (["prune"], "prune"),
+        (["audit"], "audit"),
+        (["audit", "QUICK=1"], "lock check"),
+        (["audit", "FILE=reports/report.md"], "lock trace reports/report.md"),
+        (["prune"], "lock prune"),
     ],
 )
 def test_audit_and_prune_look_at_the_run_that_is_named(checkout: Path, words: list[str], called: str) -> None:
     (checkout / "runs/smoke").mkdir(parents=True)
-    assert make(checkout, *words)[1] == [f"{checkout.name}: -m stages.pipeline.lock {called}"]
-    assert make(checkout, *words, "PRESET=smoke")[1] == [f"smoke: -m stages.pipeline.lock {called}"]
+    assert make(checkout, *words)[1] == [f"{checkout.name}: -m stages.pipeline.{called}"]
+    assert make(checkout, *words, "PRESET=smoke")[1] == [f"smoke: -m stages.pipeline.{called}"]
     status, calls, said = make(checkout, *words, "PRESET=other")
     assert (status != 0, calls) == (True, [])
     assert "there is no run of other (runs/other): make run PRESET=other" in said

@@ -97,7 +97,7 @@ def test_outputs_with_other_bytes_than_in_another_lock_are_named(
     monkeypatch.chdir(tmp_path)
     dvc_project(tmp_path)
     for name, stages in (("dvc.lock", ENTRIES), ("other.lock", other)):
-        Path(name).write_text(json.dumps({"stages": stages}))
+        Path(name).write_text(json.dumps({"schema": "2.0", "stages": stages}))
     assert lock.compare(Path("other.lock")) == [
         "differs: data/b",
         "only in other.lock: data/c",

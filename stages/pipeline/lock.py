@@ -1,10 +1,10 @@
 """What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | trace <file> | compare <other lock>`.
 
-`check` says whether the lock belongs to this checkout's code and params and whether its chain of hashes is whole, and
-what the stage `choice` found amiss; it needs no data (`dvc repro --dry --allow-missing` is no gate: it exits 0 with a
-changed stage). `prune` drops entries and files of cells that params.yaml no longer declares; DVC keeps both. `trace`
-lists all that a file was made from. `compare` says which outputs have the bytes that they have in another lock file,
-whatever the code that made them.
+`check` (`make audit QUICK=1`; `audit` reads everything) says whether the lock belongs to this checkout's code and
+params and whether its chain of hashes is whole, and what the stage `choice` found amiss; it needs no data (`dvc repro
+--dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and files of cells that
+params.yaml no longer declares; DVC keeps both. `trace` lists all that a file was made from. `compare` says which
+outputs have the bytes that they have in another lock file, whatever the code that made them.
 """
 
 import hashlib
@@ -51,12 +51,18 @@ def entries(lock: Path = LOCK) -> dict[str, Entry]:
         FileNotFoundError: no such file.
         LockFileError: it is not whole.
     """
+    with recovery.still() if lock == LOCK and lock.exists() else nullcontext():
+        return read(lock)
+
+
+def read(lock: Path) -> dict[str, Entry]:
+    """`entries`, for who holds DVC's lock already."""
     if not lock.exists():
         raise FileNotFoundError(f"there is no {lock}: run `make repro`")
-    with recovery.still() if lock == LOCK else nullcontext():
-        content = lock.read_bytes()
+    content = lock.read_bytes()
     if not recovery.is_whole(content):
         raise recovery.broken(lock, content)
+    recovery.require_known(lock, content)
     return dict(YAML(typ="safe").load(content)["stages"])
 
 
@@ -97,10 +103,10 @@ def holds(folder: Entry, outs: list[Entry]) -> bool:
         files_and_bytes = (sum(out.get("nfiles", 1) for out in outs), sum(out["size"] for out in outs))
         return files_and_bytes == (folder["nfiles"], folder["size"])
     listed = {out["path"].removeprefix(f"{folder['path']}/"): out["md5"] for out in outs}
-    return bool(folder["md5"] == _folder_md5(listed))
+    return bool(folder["md5"] == folder_md5(listed))
 
 
-def _folder_md5(listed: dict[str, str]) -> str:
+def folder_md5(listed: dict[str, str]) -> str:
     """DVC's hash of a folder, of relative path -> MD5 of its files."""
     text = json.dumps([{"md5": md5, "relpath": path} for path, md5 in sorted(listed.items())])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
@@ -109,12 +115,12 @@ def _folder_md5(listed: dict[str, str]) -> str:
 def md5(path: Path) -> str:
     """What DVC records of a file, or of a folder of code."""
     if path.is_dir():
-        members = [file for file in path.rglob("*") if file.is_file() and not _is_ignored(file)]
-        return _folder_md5({file.relative_to(path).as_posix(): md5(file) for file in members})
+        members = [file for file in path.rglob("*") if file.is_file() and not is_ignored(file)]
+        return folder_md5({file.relative_to(path).as_posix(): md5(file) for file in members})
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _is_ignored(path: Path) -> bool:
+def is_ignored(path: Path) -> bool:
     """By `.dvcignore`."""
     return "__pycache__" in path.parts or path.suffix in (".pyc", ".part") or path.name in (".DS_Store", ".gitignore")
 

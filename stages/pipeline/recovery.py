@@ -33,6 +33,7 @@ KEPT = checkpoints.ROOT / "dvc.lock"
 WRITTEN = Path(), Path(".dvc/tmp"), checkpoints.ROOT, Path("data"), Path("reports")  # by every run
 RUNNING = Path(".dvc/tmp/rwlock")
 GUARD = "stages.pipeline.guard"
+SCHEMA = "2.0"  # of dvc.lock
 CONFLICT = b"<<<<<<<"
 GRACE_S = 10  # for a process that was asked to end
 
@@ -56,6 +57,20 @@ def is_whole(content: bytes) -> bool:
     except (YAMLError, UnicodeDecodeError):
         return False
     return isinstance(values, dict) and isinstance(values.get("stages"), dict)
+
+
+def require_known(lock: Path, content: bytes) -> None:
+    """Check the version of a whole lock file's form.
+
+    Raises:
+        LockFileError: it is one that this DVC does not write.
+    """
+    version = YAML(typ="safe").load(content).get("schema")
+    if version != SCHEMA:
+        raise LockFileError(
+            f"{lock} was written by another version of DVC (form {version}, this one has {SCHEMA}): `make setup` "
+            f"installs the pinned one; `git checkout {lock}` brings the committed file back"
+        )
 
 
 def broken(lock: Path, content: bytes) -> LockFileError:
