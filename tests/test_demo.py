@@ -250,3 +250,10 @@ def test_a_runtime_of_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / f"{building.RUNTIME}-{building.VERSION}.tgz").write_bytes(b"other")
     with pytest.raises(building.DemoError):
         building.runtime(tmp_path)
+
+
+def test_without_npm_and_its_variable_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("npm_config_registry", raising=False)
+    monkeypatch.setattr(building.shutil, "which", lambda _: None)
+    with pytest.raises(building.DemoError, match="install npm, or set npm_config_registry"):
+        building.runtime(tmp_path)

@@ -25,7 +25,6 @@ from stages.pages import rendering
 
 RUNTIME, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # SHA-512
-PUBLIC = "https://registry.npmjs.org"
 SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 CACHE = Path("data/runtime")
 HERE = Path(__file__).parent
@@ -36,12 +35,20 @@ class DemoError(RuntimeError):
 
 
 def registry() -> str:
-    """Where npm fetches from: what its variable or its settings name, else the public address."""
+    """Where npm fetches from: what its variable or its settings name.
+
+    Raises:
+        DemoError: there is neither npm nor the variable.
+    """
     named = os.environ.get("npm_config_registry")  # noqa: SIM112 - npm's own
     if not named and shutil.which("npm"):
         asked = subprocess.run(["npm", "config", "get", "registry"], capture_output=True, text=True, check=False)
         named = asked.stdout.strip()
-    return (named if named and named.startswith("http") else PUBLIC).rstrip("/")
+    if not named or not named.startswith("http"):
+        raise DemoError(
+            f"{RUNTIME} comes from npm's registry, and nothing names one: install npm, or set npm_config_registry"
+        )
+    return named.rstrip("/")
 
 
 def runtime(cache: Path = CACHE) -> dict[str, bytes]:
