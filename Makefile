@@ -6,7 +6,7 @@ endif
 # What is named on the command line is text and may hold anything: make does not expand it (a `$` is a `$`), and recipes
 # get it by the environment, where they quote it. TORCH_INDEX: where pip finds torch, e.g. PyTorch's own index of CPU
 # builds (see pytorch.org).
-GIVEN := DATASET DATASETS FILE LANES ONLY PRESET PYTHON ROOT STUDY TORCH_INDEX URL
+GIVEN := DATASET DATASETS FILE KEY LANES ONLY PRESET PYTHON ROOT STUDY TORCH_INDEX URL
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),\
   $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 export PATH := $(CURDIR)/.venv/bin:$(value PATH)
@@ -63,8 +63,8 @@ run: setup  ## a preset in runs/: make run PRESET=<name, or path of yours> [ROOT
 params: setup  ## print params.yaml, or with PRESET=... the whole that the preset runs with
 	@$(PRESETS) --print -- "$$PRESET"
 
-audit: setup  ## is this checkout what dvc.lock and git say, byte by byte (QUICK=1: unread); FILE=...: what a file was made from (PRESET=... for a run's)
-	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.lock trace "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
+audit: setup  ## is this checkout what dvc.lock and git say, byte by byte (QUICK=1: unread); FILE=... [KEY=...]: where a file or a number in it comes from, in short (WHOLE=1, JSON=1) (PRESET=... for a run's)
+	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.origin $(if $(JSON),--json )$(if $(WHOLE),--whole )--key="$$KEY" -- "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
 
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
 	@$(IN_RUN) python -m stages.pipeline.lock prune

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.core import arguments, files, findings, params
 from stages.judging import cells
-from stages.pages import charts, rendering
+from stages.pages import addresses, charts, rendering
 from stages.sources import splits
 
 STATED = ("present", "absent", "implied")
@@ -24,19 +24,20 @@ def read_labels(folder: Path, datasets: list[str]) -> dict[str, Any]:
     kinds = ("terms", "images")
     cells.require_declared(folder, "*.json", {f"{dataset}.{kind}.json" for dataset in datasets for kind in kinds})
     return {
-        dataset: {kind: files.read_json(folder / f"{dataset}.{kind}.json") for kind in kinds} for dataset in datasets
+        dataset: {kind: addresses.read(folder / f"{dataset}.{kind}.json") for kind in kinds} for dataset in datasets
     }
 
 
 def describe_finding(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
     """A finding's facts over all splits, and its shares of what is stated and of all films; `None` of nothing."""
-    facts = {fact: sum(of_split[fact] for of_split in counts.values()) for fact in (*STATED, *UNSTATED, MISSING)}
+    parts = {fact: [of_split[fact] for of_split in counts.values()] for fact in (*STATED, *UNSTATED, MISSING)}
+    facts = {fact: addresses.derived(sum(of_fact), of_fact) for fact, of_fact in parts.items()}
     stated, films = sum(facts[fact] for fact in STATED), sum(facts.values())
     return facts | {
         "by_split": {split: counts[split]["present"] for split in splits.SPLITS},
         "is_annotated": facts[MISSING] < films,
-        "of_stated": facts["present"] / stated if stated else None,
-        "of_films": facts["present"] / films if films else None,
+        "of_stated": addresses.derived(facts["present"] / stated, facts.values()) if stated else None,
+        "of_films": addresses.derived(facts["present"] / films, facts.values()) if films else None,
     }
 
 
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": [describe(dataset, datasets[dataset].split, found, titles) for dataset, found in labels.items()],
         "shown": SHOWN,
         "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
+        "script": files.input("stages/pages/page.js").read_text(encoding="utf-8"),
     }
     page = files.input("stages/pages/describe.html.j2").read_text(encoding="utf-8")
     summary = files.input("stages/pages/describe.md.j2").read_text(encoding="utf-8")

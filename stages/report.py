@@ -15,13 +15,13 @@ import pandas as pd
 
 from stages.core import arguments, files, findings, params
 from stages.judging import cells
-from stages.pages import cards, charts, published, rendering, results
+from stages.pages import addresses, cards, charts, published, rendering, results
 
 
 def read_each(folder: Path, names: list[str]) -> dict[str, Any]:
     """Data set -> what evaluate, operate, atlas or card wrote of it; the same of cohorts and explain."""
     cells.require_declared(folder, "*.json", {f"{name}.json" for name in names})
-    return {name: files.read_json(folder / f"{name}.json") for name in names}
+    return {name: addresses.read(folder / f"{name}.json") for name in names}
 
 
 EAGER = ("pytorch", 1, 1)  # runtime, threads and batch of the cost table's latency
@@ -46,12 +46,19 @@ def read_costs(folder: Path, roles: dict[str, list[str]]) -> list[dict[str, Any]
         {
             "role": role,
             "architecture": arch,
-            "exact": files.read_json(folder / role / f"{arch}.json"),
-            "timing": files.read_json(folder / role / f"{arch}.timing.json"),
+            "exact": addresses.read(folder / role / f"{arch}.json"),
+            "timing": addresses.read(folder / role / f"{arch}.timing.json"),
         }
         for role, archs in roles.items()
         for arch in archs
     ]
+
+
+def taken(run: dict[str, Any]) -> int:
+    """Bytes of memory that a timed process took above what its libraries take."""
+    peak, libraries = run["peak_bytes"], run["libraries_bytes"]
+    bytes_: int = addresses.derived(peak - libraries, [peak, libraries])
+    return bytes_
 
 
 def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any]]:
@@ -75,7 +82,7 @@ def list_costs(costs: list[dict[str, Any]], headline: Any) -> list[dict[str, Any
                 "macs": compute["macs"],
                 "activation_bytes": compute["activation_bytes"],
                 "latency_ms": run["latency_ms"],
-                "memory_bytes": run["peak_bytes"] - run["libraries_bytes"],
+                "memory_bytes": taken(run),
             }
             rows.append(shared | row)
     return rows
@@ -89,7 +96,7 @@ def list_runtimes(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row = {"role": cost["role"], "architecture": cost["architecture"]}
             row |= {name: run[name] for name in ("runtime", "threads", "size_px")}
             shown = {"p50": run["latency_ms"]["p50"], "p95": run["latency_ms"]["p95"], "joules": run["joules"]}
-            shown |= {"memory_bytes": run["peak_bytes"] - run["libraries_bytes"], "cold_ms": run["cold_ms"]}
+            shown |= {"memory_bytes": taken(run), "cold_ms": run["cold_ms"]}
             rows.setdefault(tuple(row.values()), row)[f"batch_{run['batch']}"] = shown
     return list(rows.values())
 
@@ -172,7 +179,7 @@ def describe_choice(choice: dict[str, Any]) -> dict[str, Any]:
     rows = [
         {
             "method": method,
-            "trials": len(found["trials"]),
+            "trials": addresses.derived(len(found["trials"]), [trial["val_auroc"] for trial in found["trials"]]),
             "val_auroc": found["val_auroc"],
             "chosen": {name: as_text(value) for name, value in found["chosen"].items()},
             "tried": tried(found["trials"]),
@@ -210,9 +217,9 @@ def main(argv: list[str] | None = None) -> None:
     cohorts, teachers, students, *_ = declared
     metrics = read_each(files.input("reports/metrics"), list(datasets))
     operating = read_each(files.input("reports/operating"), list(datasets))
-    comparison = files.read_json(files.input("reports/comparison.json"))
+    comparison = addresses.read(files.input("reports/comparison.json"))
     explained = read_each(files.input("reports/explain"), list(cohorts))
-    exported = files.read_json(files.input("reports/export/student.json"))
+    exported = addresses.read(files.input("reports/export/student.json"))
     agreement = read_each(files.input("reports/agreement"), list(datasets))
     curves = read_curves(files.input("reports/curves"), cells.models(*declared))
     costs = read_costs(files.input("reports/profile"), {"teacher": list(teachers), "student": list(students)})
@@ -235,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         "real": [name for name in datasets if name not in drawn],
         "phantom": phantom,
         "labels": rendering.block(labels, "labels").group(1),
-        "choice": describe_choice(files.read_json(files.input("reports/choice.json"))),
+        "choice": describe_choice(addresses.read(files.input("reports/choice.json"))),
         "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
         "script": files.input("stages/pages/page.js").read_text(encoding="utf-8"),
         "ordered": order_scores,
@@ -273,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, table in results.plotted(summaries, operating).items():
             table.to_csv(temporary / f"{name}.csv", index=False)
     with files.output("reports/index.html") as temporary:
-        temporary.write_text(written["html"], encoding="utf-8")
+        temporary.write_text(rendering.shortened(written["html"]), encoding="utf-8")
     with files.output("reports/report.md") as temporary:
         temporary.write_text(written["markdown"], encoding="utf-8")
     with files.output("reports/cards/model.md") as temporary:

@@ -4,6 +4,8 @@ Debian's chromium, or what CHROMIUM names; without one these tests are skipped, 
 """
 
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from stages.core import files
+from stages.pages import addresses
 
 ROOT = Path(__file__).parent.parent
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -122,4 +127,31 @@ def test_a_table_sorts_by_a_click_on_its_head_and_a_finding_is_shown_by_name(bro
     assert first.get_attribute("open") is not None
     assert first.locator("img").count() > 0
     assert first.locator("img").first.evaluate("(shown) => shown.complete && shown.naturalWidth > 0")
+    page.close()
+
+
+@pytest.mark.parametrize(("name", "file"), [("index", "reports/comparison.json"), ("labels", "reports/labels/")])
+def test_a_number_tells_where_it_comes_from_by_click_and_by_key(browser: Browser, name: str, file: str) -> None:
+    page, said = opened(browser, name, 1440, "light")
+    cell = page.locator("td[data-of]:visible").first
+    shown = re.sub(r"[^\d.,+]", " ", cell.inner_text()).split()[0]
+    cell.click()
+    told = page.get_by_role("dialog", name="Where this number comes from")
+    assert told.inner_text().startswith(f"{shown} is from {file}")
+    command = told.locator("code").last.inner_text()
+    words = shlex.split(command)
+    assert words[:2] == ["make", "audit"]
+    asked = dict(word.split("=", 1) for word in words[2:])
+    value = addresses.resolve(files.read_json(ROOT / asked["FILE"]), asked["KEY"], command)
+    assert f"{value:.3f}" == shown.lstrip("+") or f"{value:,}" == shown
+    assert Axe().run(page).response["violations"] == []
+    page.keyboard.press("Escape")
+    assert not told.is_visible()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert told.is_visible()
+    assert told.inner_text().split()[0] != shown
+    told.get_by_role("button", name="Close").click()
+    assert said == [page.url]
+    assert page.locator("table:first-of-type td[tabindex='0']").count() >= 1
     page.close()

@@ -116,7 +116,7 @@ def test_setup_installs_again_when_a_lock_file_says_something_else(checkout: Pat
     [
         (["audit"], "audit"),
         (["audit", "QUICK=1"], "lock check"),
-        (["audit", "FILE=reports/report.md"], "lock trace reports/report.md"),
+        (["audit", "FILE=reports/report.md"], "origin --key= -- reports/report.md"),
         (["prune"], "lock prune"),
     ],
 )
@@ -157,7 +157,7 @@ TEXTS = [
         (["run", "PRESET={}", "ROOT={}", "DATASETS={}"], "stages.pipeline.preset --datasets={} --root={} -- {}"),
         (["params", "PRESET={}"], "stages.pipeline.preset --print -- {}"),
         (["fetch", "DATASET={}", "ROOT={}", "URL={}"], "stages.pipeline.fetch --dataset={} --root={} --url={}"),
-        (["audit", "FILE={}"], "stages.pipeline.lock trace {}"),
+        (["audit", "FILE={}", "KEY={}"], "stages.pipeline.origin --key={} -- {}"),
         (["repro", "LANES={}"], "stages.pipeline.repro --lanes {}"),
         (["bench", "ONLY={}"], "benchmarks --only={}"),
         (["trials", "STUDY={}"], "benchmarks.trials --into CHECKOUT/reports/choices -- {}"),

@@ -167,8 +167,8 @@ def test_findings_together_are_shares_of_the_rows_films(project: Path) -> None:
     mass, nodule = rows["Mass"], rows["Nodule"]
     assert len(rows) == 14
     assert "7 of 7" not in html
-    assert "6 of 7 with Mass also have Nodule: 85.7%" in html
-    assert "6 of 6 with Nodule also have Mass: 100.0%" in html
+    assert "6 of 7 also have Nodule: 85.7%" in html
+    assert "6 of 6 also have Mass: 100.0%" in html
     assert mass[0].strip() == "7"
     assert "86" in [cell.strip() for cell in mass]
     assert "100" in [cell.strip() for cell in nodule]
@@ -179,7 +179,8 @@ def test_the_block_for_the_report_holds_all_but_the_frame_and_loads_nothing(proj
     block = rendering.block(html, "labels").group(1)
     assert block.count("<details>") == 3
     assert "<style" not in block
-    assert not re.search(r"<script|<link|<img|@import|url\(|http", html.replace("http-equiv", ""))
+    assert "<script" not in block
+    assert not re.search(r"<script [^>]*src|<link|<img|@import|url\(|http", html.replace("http-equiv", ""))
 
 
 def test_a_source_term_is_escaped(project: Path) -> None:
@@ -251,7 +252,7 @@ def test_a_finding_that_no_film_states_has_no_prevalence() -> None:
 def test_a_heat_map_leaves_a_finding_without_films_empty() -> None:
     drawn = charts.heat("<title>", ["A & B", "C"], [[0, 0], [0, 1000]])
     assert drawn.count('class="self"') == 3
-    assert "0 of 1,000 with C also have A &amp; B: 0.0%" in drawn
+    assert "also have" not in drawn
     assert "&lt;title&gt;" in drawn
     drawn = charts.heat("", ["A", "B"], [[1000, 4], [4, 5]])
     assert ">&lt;1<" in drawn

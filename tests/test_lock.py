@@ -118,14 +118,6 @@ def test_a_stage_that_never_ran_and_one_that_is_gone_are_named() -> None:
     ]
 
 
-def test_a_trace_ends_at_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "entries", lambda: ENTRIES)
-    lines = lock.trace("data/b")
-    assert [line.split("\n")[0] for line in lines if not line.startswith(" ")] == ["b", "a"]
-    with pytest.raises(ValueError, match=r"no stage in dvc\.lock made data/zzz"):
-        lock.trace("data/zzz")
-
-
 def test_a_folder_of_another_content_breaks_the_chain() -> None:
     """The hash of a parent folder is computed from the outputs below it, so that no data is needed."""
     entries = lock.entries()
@@ -162,7 +154,7 @@ def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, m
     assert list(lock.entries()) == ["train@kept"]
 
 
-@pytest.mark.parametrize("command", [("check",), ("prune",), ("trace", "reports/report.md"), ("compare", "dvc.lock")])
+@pytest.mark.parametrize("command", [("check",), ("prune",), ("compare", "dvc.lock")])
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,9 +1,11 @@
 """The report: what it says, what it leaves out, that it needs no network and that its bytes are stable."""
 
+import json
 import re
 import shutil
 import sys
 from collections.abc import Iterable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import pytest
 from stages import compare, evaluate, operate, report
 from stages.core import files, findings, params, plugins, schema
 from stages.judging import cells, evaluation
-from stages.pages import charts, rendering, results
+from stages.pages import addresses, charts, rendering, results
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = schema.Evaluate(replicates=100, confidence=0.95, min_positives=20, margin=0.02, plateau=0.01)
@@ -251,6 +253,10 @@ def written(project: Path) -> tuple[str, str]:
     return pages[0].read_text(encoding="utf-8"), pages[1].read_text(encoding="utf-8")
 
 
+def without_addresses(html: str) -> str:
+    return re.sub(r" data-of=\d+", "", html)
+
+
 class Page(HTMLParser):
     """Collects what a page loads and links to, its ids, and tags that are not closed in order."""
 
@@ -287,7 +293,7 @@ def test_the_page_loads_nothing_from_outside(project: Path) -> None:
     page = Page(html)
     assert page.loads
     assert all(address.startswith("data:image/webp;base64,") for address in page.loads)
-    assert not re.search(r"@import|url\(|<script [^>]|<link|<iframe|fetch\(|XMLHttp|import\(", html)
+    assert not re.search(r"@import|url\(|<script [^>]*src|<link|<iframe|fetch\(|XMLHttp|import\(", html)
     assert page.open == []
 
 
@@ -387,7 +393,8 @@ def test_the_first_table_is_the_mean_over_seeds_for_each_data_set_and_for_their_
             f"<small>{', '.join(map(charts.signed, gain['per_seed']))}</small><small>sd {gain['deviation']:.3f}</small>"
             in html
         )
-        assert f'<td class="n">{shown[-1].replace(" (", "<small>").replace(")", "</small>")}</td>' in html
+        cell = f'<td class="n">{shown[-1].replace(" (", "<small>").replace(")", "</small>")}</td>'
+        assert cell in without_addresses(html)
     assert html.index("<figcaption>mean of the data sets") < html.index('id="checks"')
     assert "mean of the seeds 0, 1" in html
     assert "mean of the seeds 0, 1" in markdown
@@ -440,7 +447,7 @@ def test_the_chosen_settings_are_shown_with_what_was_tried(project: Path) -> Non
     for shown in ("<code>drawn</code>", "600 steps each, mean of the seeds 100, 101, which no model of this page has",
                   "lr 0.2 to 0.8",
                   "softening sigmoid, softmax", '<td class="n">0.802</td>'):  # fmt: skip
-        assert shown in section
+        assert shown in without_addresses(section)
     assert 'class="warning"' not in html
     assert "make trials" not in html + markdown
 
@@ -759,3 +766,97 @@ def test_a_gap_that_compression_widened_is_told_and_one_that_it_did_not_is_not(p
     gaps["distilled_minus_teacher"]["low"] = -0.01
     files.write_json(found, path)
     assert "on padchest, by" not in written(project)[0]
+
+
+def listed(tree: Any, start: str = "") -> dict[int, str]:
+    """The addresses of a page, by their numbers."""
+    if not isinstance(tree, dict):
+        return {tree: start.removesuffix("/")}
+    joined = {}
+    for word, below in tree.items():
+        joined |= listed(below, start if word == "/" else start + word + ("/" if start else ""))
+    return joined
+
+
+def cells_of(html: str) -> list[tuple[str, str, str]]:
+    """(class, address or nothing, content) of each cell of a page's tables."""
+    found = re.search(r'<script type="application/json" id="addresses">(.*?)</script>', html)
+    known = {str(number): address for number, address in listed(json.loads(found[1])).items()} if found else {}
+    cells_ = []
+    for attributes, content in re.findall(r"<td([^>]*)>(.*?)</td>", html, re.DOTALL):
+        of = re.search(r'data-of=(?:"([^"]*)"|(\d+))', attributes)
+        kind = re.search(r'class="([^"]*)"', attributes)
+        cells_.append((kind[1] if kind else "", (unescape(of[1] or "") or known[of[2]]) if of else "", content))
+    return cells_
+
+
+FORMS = [lambda value, form=form: format(value, form) for form in (".1f", ".2f", ".0f", "+.4f", "+.1e", ".2g")]
+SHOWN = [*(form for name, form in rendering.NUMBERS.items() if name != "as"), *FORMS, str,
+         lambda value: rendering.NUMBERS["millions"](value, 0)]  # fmt: skip
+
+
+def texts(value: float) -> set[str]:
+    """Every way in which a page may write a number."""
+    return {form(value) for form in SHOWN}
+
+
+@pytest.mark.parametrize("page", ["index", "labels"])
+def test_every_number_of_a_table_is_found_where_its_cell_says(page: str) -> None:
+    html = (REPOSITORY / f"reports/{page}.html").read_text(encoding="utf-8")
+    contents = dict[str, Any]()
+    direct, derived = 0, 0
+    for _, address, content in cells_of(html):
+        file, _, keys = address.partition(":")
+        if file.endswith(".csv"):  # a learning curve, which the check is computed of
+            assert (REPOSITORY / file).exists()
+        elif address:
+            if file not in contents:
+                contents[file] = files.read_json(REPOSITORY / file)
+            value = addresses.resolve(contents[file], keys, address)
+            if isinstance(value, dict | list):  # computed of several of its numbers
+                derived += 1
+                continue
+            direct += 1
+            words = {unescape(word) for word in re.split(r"<[^>]*>|\s+", content)}
+            assert texts(value) & words, (address, value, content)
+    assert direct > {"index": 2400, "labels": 250}[page]
+    assert derived > 0
+
+
+@pytest.mark.parametrize("page", ["index", "labels"])
+def test_no_number_of_a_table_is_without_its_address(page: str) -> None:
+    html = (REPOSITORY / f"reports/{page}.html").read_text(encoding="utf-8")
+    ours = re.sub(r"<tr><td>published</td>.*?</tr>", "", html, flags=re.DOTALL)  # of the paper
+    numbers = [(kind, address, content) for kind, address, content in cells_of(ours) if kind.split()[:1] == ["n"]]
+    without = [content for kind, address, content in numbers if not address and re.match(r"\W*\d", content)]
+    assert without == []
+    assert len(numbers) > 300
+
+
+def test_an_address_leads_back_to_its_number_and_a_wrong_one_to_those_nearby(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    files.write_json({"a/b": [1, {"c": 2.5, "d": True, "e": None}], "f": {"g": 3, "h": 4}}, path)
+    read = addresses.read(path)
+    assert read == files.read_json(path)
+    assert addresses.of(read["a/b"][1]["c"]) == f"{path}:a/b/1/c"
+    assert addresses.of(read["a/b"][1]["d"]) is None
+    assert addresses.resolve(read, "a/b/1/c", "") == 2.5
+    total = addresses.derived(read["f"]["g"] + read["f"]["h"], read["f"].values())
+    assert (total, addresses.of(total)) == (7, f"{path}:f")
+    assert addresses.of(addresses.derived(7, [1, 2])) is None
+    with pytest.raises(addresses.AddressError, match=r"nothing is at x:f/i: nearest are f/h, f/g|f/g, f/h"):
+        addresses.resolve(read, "f/i", "x:f/i")
+    with pytest.raises(addresses.AddressError, match="f/g is 3, and has nothing below"):
+        addresses.resolve(read, "f/g/0", "x:f/g/0")
+
+
+def test_a_cell_has_the_address_of_its_first_number_and_other_text_none() -> None:
+    value = addresses.addressed({"auroc": 0.8126, "low": 0.7}, 'reports/"x".json:')
+    template = "{{ v.auroc|number }}<td>{{ v.auroc|number }} {{ v.low|as('.1f') }}</td><td>{{ v.low }}</td><td>1</td>"
+    page = rendering.render(template, {"v": value}, is_html=True)
+    assert page == ('0.813<td data-of="reports/&#34;x&#34;.json:auroc">0.813 0.7</td>'
+                    '<td data-of="reports/&#34;x&#34;.json:low">0.7</td><td>1</td>') or "&quot;" in page  # fmt: skip
+    assert rendering.render(template, {"v": value}, is_html=False).startswith("0.813<td>0.813 0.7</td>")
+    short = rendering.shortened(f"<main>{page}</main>")
+    assert re.findall(r"data-of=(\d+)", short) == ["0", "1"]
+    assert [address for _, address, _ in cells_of(short)] == ['reports/"x".json:auroc', 'reports/"x".json:low', ""]

@@ -209,7 +209,8 @@ def bars(title: str, labels: Sequence[str], values: Sequence[float], style: str)
 def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
     """How often things go together: in row and column, the share of the row's that are also the column's.
 
-    The share is written in the cell as per cent and is its depth of colour; what it is a share of is told on hover.
+    The share is written in the cell as per cent and is its depth of colour; what it is a share of is told on hover. An
+    empty cell: none.
 
     Args:
         title: what the chart says, for those who cannot see it.
@@ -225,21 +226,22 @@ def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> 
         across = left + cell * row + 15
         place = f'x="{across}" y="{top - 7}" transform="rotate(-55 {across} {top - 7})"'
         parts.append(f"<text {place}>{escape(label)}</text>")
+        parts.append(f'<g transform="translate({left} {y})">')  # a row's cells have short places: there are hundreds
+        parts.append(f'<path class="row" d="M0 0h{cell * len(labels)}v{cell}H0z"/>')
         for column, other in enumerate(labels):
-            x, both = left + cell * column, counts[row][column]
-            at = f'x="{x}" y="{y}" width="{cell}" height="{cell}"'
+            x, both = cell * column, counts[row][column]
+            square = f'd="M{x} 0h{cell}v{cell}h-{cell}z"'
             if column == row or not whole:
-                parts.append(f'<rect class="self" {at}/>')
+                parts.append(f'<path class="self" {square}/>')
                 continue
             share = both / whole
-            told = f"{both:,} of {whole:,} with {label} also have {other}: {percent(share)}"
-            parts.append(f'<rect {at} fill-opacity="{share:.3f}"><title>{escape(told)}</title></rect>')
             if both:
-                style = "on" if share > STRONG else "tick"
+                told = f"{both:,} of {whole:,} also have {other}: {percent(share)}"
+                parts.append(f'<path {square} fill-opacity="{share:.2g}"><title>{escape(told)}</title></path>')
+                style = ' class="on"' if share > STRONG else ""
                 text = f"{100 * share:.0f}" if share >= LEAST else "&lt;1"
-                parts.append(
-                    f'<text class="{style}" x="{x + cell / 2:g}" y="{y + 16}" text-anchor="middle">{text}</text>'
-                )
+                parts.append(f'<text{style} x="{x + cell / 2:g}" y="16">{text}</text>')
+        parts.append("</g>")
     side = cell * len(labels)
     return _svg(title, left + side + 56, top + side + 2, parts, style="heat")
 

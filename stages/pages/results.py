@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.judging import cells, evaluation
-from stages.pages import charts
+from stages.pages import addresses, charts
 
 MINUS = charts.MINUS
 NAMES = {"teacher": "Teacher", "twin": "Twin", "distilled": "Distilled"}
@@ -89,17 +89,24 @@ def finished(
     """Whether each kind of the headline's models had finished learning, all seeds: a question each, none of a table."""
     for kind, model in shown.items():
         same = [model] if kind == "teacher" else [replace(model, seed=seed) for seed in seeds]
-        ends = [late_gain(part) for one in same for part in schedules(curves[one.id])]
+        ends = [(*late_gain(part), one.id) for one in same for part in schedules(curves[one.id])]
         if not ends:
             continue
-        gained = max(gain for _, gain in ends)
+        gained, of = max((gain, name) for _, gain, name in ends)
         most, which = (" at most", "the lowest") if len(ends) > 1 else ("", "it")
         yield {
             "question": f"Had the {CALLED[kind]}{'s' if len(same) > 1 else ''} finished learning?",
             "meaning": f"validation AUROC gained{most} in the last quarter of the schedule: below {plateau:g}; {which} "
-            f"ended at {min(end for end, _ in ends):.3f}",
+            f"ended at {min(end for end, *_ in ends):.3f}",
             "evidence": [
-                {"value": {"difference": gained, "low": None, "high": None}, "verdict": verdict(gained < plateau)}
+                {
+                    "value": {
+                        "difference": addresses.derived(gained, [f"reports/curves/{of}.csv:"]),
+                        "low": None,
+                        "high": None,
+                    },
+                    "verdict": verdict(gained < plateau),
+                }
             ],
         }
 

@@ -1,15 +1,14 @@
-"""What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | trace <file> | compare <other lock>`.
+"""What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | compare <other lock>`.
 
 `check` (`make audit QUICK=1`; `audit` reads everything) says whether the lock belongs to this checkout's code and
 params and whether its chain of hashes is whole, and what the stage `choice` found amiss; it needs no data (`dvc repro
 --dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and files of cells that
-params.yaml no longer declares; DVC keeps both. `trace` lists all that a file was made from. `compare` says which
-outputs have the bytes that they have in another lock file, whatever the code that made them.
+params.yaml no longer declares; DVC keeps both. `compare` says which outputs have the bytes that they have in another
+lock file, whatever the code that made them.
 """
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -60,10 +59,11 @@ def read(lock: Path) -> dict[str, Entry]:
     if not lock.exists():
         raise FileNotFoundError(f"there is no {lock}: run `make repro`")
     content = lock.read_bytes()
-    if not recovery.is_whole(content):
+    values = recovery.parsed(content)
+    if values is None:
         raise recovery.broken(lock, content)
-    recovery.require_known(lock, content)
-    return dict(YAML(typ="safe").load(content)["stages"])
+    recovery.require_known(lock, values)
+    return dict(values["stages"])
 
 
 def declared() -> list[str]:
@@ -235,44 +235,6 @@ def _drop(names: list[str]) -> None:
         yaml.dump(content, file)
 
 
-def trace(target: str) -> list[str]:
-    """What a file was made from, one line a stage, from the file down to the raw data.
-
-    Raises:
-        ValueError: no stage made it.
-    """
-    lock = entries()
-    made = producers(lock)
-    target = os.path.normpath(target)
-
-    def makers(path: str) -> list[str]:
-        return sorted(
-            {
-                name
-                for out, (name, _) in made.items()
-                if out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/")
-            }
-        )
-
-    pending, lines, seen = makers(target), list[str](), set[str]()
-    if not pending:
-        raise ValueError(f"no stage in dvc.lock made {target}")
-    while pending:
-        name = pending.pop(0)
-        if name in seen:
-            continue
-        seen.add(name)
-        entry = lock[name]
-        lines.append(f"{name}\n  command  {entry['cmd']}")
-        lines += [f"  code     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if not makers(dep["path"])]
-        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
-            lines.append(f"  param    {key} = {json.dumps(value)}")
-        lines += [f"  data     {dep['md5']}  {dep['path']}" for dep in entry.get("deps", []) if makers(dep["path"])]
-        lines += [f"  made     {out['md5']}  {out['path']}" for out in entry.get("outs", [])]
-        pending += [maker for dep in entry.get("deps", []) for maker in makers(dep["path"])]
-    return lines
-
-
 def compare(other: Path) -> list[str]:
     """The outputs that have other bytes than in another lock file, or are in one of the two alone, and a count."""
     ours, theirs = ({path: md5 for path, (_, md5) in producers(entries(lock)).items()} for lock in (LOCK, other))
@@ -289,15 +251,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="does dvc.lock belong to this code and these params")
     commands.add_parser("prune", help="drop what cells made that params.yaml no longer declares")
-    tracing = commands.add_parser("trace", help="list all that a file was made from")
-    tracing.add_argument("file", help="its path, as dvc.lock has it or in a folder that dvc.lock has")
     comparing = commands.add_parser("compare", help="which outputs have the bytes that another lock file has")
     comparing.add_argument("file", type=Path, help="another dvc.lock")
     args = parser.parse_args()
     do: dict[str, Callable[[], list[str]]] = {
         "check": check,
         "prune": prune,
-        "trace": lambda: trace(args.file),
         "compare": lambda: compare(args.file),
     }
     try:
@@ -310,6 +269,11 @@ def main() -> None:
     sys.exit(bool(lines) and args.command == "check")
 
 
+def quiet_pipe() -> None:
+    """Let `make audit FILE=... | head` end quietly."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make audit FILE=... | head` ends quietly
+    quiet_pipe()
     main()

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from ruamel.yaml import YAML
@@ -50,22 +50,27 @@ class ReadOnlyError(ValueError):
     """A folder that a run writes to takes no writes."""
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether this is a lock file with its stages."""
+def parsed(content: bytes) -> dict[str, Any] | None:
+    """A lock file with its stages; None where it is not whole."""
     try:
         values = YAML(typ="safe").load(content)
     except (YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(values, dict) and isinstance(values.get("stages"), dict)
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("stages"), dict) else None
 
 
-def require_known(lock: Path, content: bytes) -> None:
+def is_whole(content: bytes) -> bool:
+    """Whether this is a lock file with its stages."""
+    return parsed(content) is not None
+
+
+def require_known(lock: Path, values: dict[str, Any]) -> None:
     """Check the version of a whole lock file's form.
 
     Raises:
         LockFileError: it is one that this DVC does not write.
     """
-    version = YAML(typ="safe").load(content).get("schema")
+    version = values.get("schema")
     if version != SCHEMA:
         raise LockFileError(
             f"{lock} was written by another version of DVC (form {version}, this one has {SCHEMA}): `make setup` "
