@@ -6,13 +6,14 @@ endif
 # What is named on the command line is text and may hold anything: make does not expand it (a `$` is a `$`), and recipes
 # get it by the environment, where they quote it. TORCH_INDEX: where pip finds torch, e.g. PyTorch's own index of CPU
 # builds (see pytorch.org).
-GIVEN := DATASET DATASETS FILE KEY LANES ONLY PRESET PYTHON ROOT STUDY TORCH_INDEX URL
+GIVEN := BASE DATASET DATASETS FILE INTO KEY LANES ONLY PRESET PYTHON REMOTE ROOT STUDY TORCH_INDEX URL
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),\
   $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 export PATH := $(CURDIR)/.venv/bin:$(value PATH)
 export PYTHONPATH := $(CURDIR)
 # The name carries both lock files' checksums: times say nothing after a clone, a linked .venv or a change of branch.
 STAMP := .venv/.installed-$(firstword $(shell cksum requirements.lock requirements-cuda.lock | cksum))
+EXTRA := $(firstword $(shell cksum requirements-extra.lock | cksum))
 # For commands that take PRESET=<name>: they run in the folder of its run
 IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
   [[ "$$run" =~ ^runs/[A-Za-z0-9_-]+$$ && -d "$$run" ]] || { \
@@ -20,7 +21,7 @@ IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup repro test test-slow soak lint fetch run params audit prune readme parity bench trials maps demo
+.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps demo
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,7 +42,7 @@ repro: setup  ## run the pipeline: whatever changed, and what follows from it (L
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
-	@OMP_NUM_THREADS=1 python -m pytest -q -rs -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+	@OMP_NUM_THREADS=1 python -m pytest -q -rs -m "not slow and not extra" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
 	@python -m pytest -q -rs -m slow
@@ -66,8 +67,39 @@ params: setup  ## print params.yaml, or with PRESET=... the whole that the prese
 audit: setup  ## is this checkout what dvc.lock and git say, byte by byte (QUICK=1: unread); FILE=... [KEY=...]: where a file or a number in it comes from, in short (WHOLE=1, JSON=1) (PRESET=... for a run's)
 	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.origin $(if $(JSON),--json )$(if $(WHOLE),--whole )--key="$$KEY" -- "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
 
+changes: setup  ## what moved since another commit, and is it noise: make changes BASE=origin/main (after make repro)
+	@python -m stages.pipeline.changes --base="$$BASE" $${INTO:+--into="$$INTO"}
+
+metrics: setup  ## for CI: bring what REMOTE=<URL> has, run what changed, tell what moved since BASE (INTO=<file to append to>)
+	@if [[ -n "$$REMOTE" ]]; then $(MAKE) --no-print-directory extra && python -m stages.pipeline.remote add -- "$$REMOTE" \
+	  && { python -m stages.pipeline.remote pull || echo "what is missing is made again"; }; fi
+	@$(MAKE) --no-print-directory repro
+	@$(MAKE) --no-print-directory changes
+
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
 	@$(IN_RUN) python -m stages.pipeline.lock prune
+
+extra: setup  ## install beside them what remotes on S3 and SSH, and make crate, need
+	@test -f .venv/.extra-$(EXTRA) || { .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-extra.lock -c requirements.lock && touch .venv/.extra-$(EXTRA); }
+
+test-extra: extra  ## their tests: a bucket and an SSH server on loopback, whole crates
+	@python -m pytest -q -rs -m extra
+
+remote: setup  ## keep results elsewhere: make remote URL=<folder, s3://..., ssh://...>; then make push, make pull
+	@python -m stages.pipeline.remote add -- "$$URL"
+
+push: setup  ## send results, and what is known of runs, to the remote
+	@python -m stages.pipeline.remote push
+
+pull: setup  ## bring them from there, each checked by its hash
+	@python -m stages.pipeline.remote pull
+
+crate: extra  ## the run as an archive for others, who can check it without this repository: crate.zip (PRESET=... for a run's)
+	@$(IN_RUN) python -m stages.pipeline.crate
+
+keep: setup  ## take over the page of a preset's finished run into reports/: make keep PRESET=nih_sample
+	@python -m stages.pipeline.by_hand keep -- "$$PRESET"
 
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from stages.pipeline import by_hand
+
 PAGE = Path("reports/bench.md")
 GROUPS = ("labels", "ingest", "training", "judging", "device")
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
@@ -60,6 +62,7 @@ def main() -> None:
         PAGE.write_text(
             page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else "", {group: part}), encoding="utf-8"
         )
+    by_hand.stamp("bench", is_whole=not only)
     print(f"written: {PAGE}")
 
 

@@ -16,6 +16,7 @@ from scipy import stats
 
 from stages.core import seeds
 from stages.judging import calibration, metrics, operating
+from stages.pipeline import by_hand
 
 REPORT = Path("reports/coverage.md")
 CONFIDENCE = 0.95
@@ -141,6 +142,7 @@ def main() -> None:
                 lines.append(f"| {name} | {what} | {truth:.4f} | {patients} | {np.nanmean(held):.3f} |")
                 print(lines[-1], flush=True)
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    by_hand.stamp("coverage")
 
 
 if __name__ == "__main__":

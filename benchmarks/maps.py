@@ -22,6 +22,7 @@ from stages.judging import cells, class_maps
 from stages.judging.class_maps import BOX, Films, Model, Plan
 from stages.nets import nets
 from stages.pages import charts
+from stages.pipeline import by_hand
 
 RESULT = Path("reports/maps.md")
 STRIDES = (4, 8, 16, 32)
@@ -130,6 +131,7 @@ def main() -> None:
     ]  # fmt: skip
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    by_hand.stamp("maps")
     print(RESULT)
 
 

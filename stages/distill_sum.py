@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         ) as made:
             nets.write(model, about, made)
         with files.output(
-            f"reports/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}.csv"
+            f"data/curves/distilled/{args.cohort}/{args.student}/{args.teacher}/{args.loss}/{args.seed}.csv"
         ) as made:
             training.write_history(history, made)
 

@@ -1,9 +1,9 @@
 """Write the report: one HTML page that opens from disk without a network, and a Markdown page with the main tables.
 
-Reads what compare, evaluate, operate, atlas, card, profile, explain, export, agree, describe, choice and the training
-stages wrote under reports/. Writes reports/index.html and reports/report.md, reports/cards (the headline's model card,
-and what reporting checklists ask), the headline's few numbers to reports/summary.json, and tables for `dvc plots show`
-to reports/plots/; the same inputs give the same bytes.
+Reads what compare, evaluate, operate, atlas, card, profile, explain, export, agree, describe, choice, stamps and curves
+wrote under reports/. Writes reports/index.html and reports/report.md, reports/cards (the headline's model card, and
+what reporting checklists ask), the headline's few numbers to reports/summary.json, and tables for `dvc plots show` to
+reports/plots/; the same inputs give the same bytes.
 Stops when a part is missing, or when a part is there that params.yaml no longer declares.
 """
 
@@ -259,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         "learnt_from": learnt_from,
         "answered": [titles[name] for name in titles if any(name in datasets[one].findings for one in learnt_from)],
         "checklists": cards.checklists(guidelines),
+        "stamps": addresses.read(files.input("reports/stamps.json")),
         **results.describe(tuple(declared), headline, metrics, comparison, curves),
         **describe_costs(costs, headline, exported["size_px"]),
     }

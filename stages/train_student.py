@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         model, about, history = training.train(recipe, args.student, start, threads, kept / "last.pt")
         with files.output(f"data/models/twin/{args.cohort}/{args.student}/{args.seed}") as made:
             nets.write(model, about, made)
-        with files.output(f"reports/curves/twin/{args.cohort}/{args.student}/{args.seed}.csv") as made:
+        with files.output(f"data/curves/twin/{args.cohort}/{args.student}/{args.seed}.csv") as made:
             training.write_history(history, made)
 
 

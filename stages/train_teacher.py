@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         write, history = make(cohort, args.teacher, start, (settings, views, seed, threads), kept)
         with files.output(f"data/models/teacher/{args.cohort}/{args.teacher}") as made:
             write(training.about(cohort, args.teacher), made)
-        with files.output(f"reports/curves/teacher/{args.cohort}/{args.teacher}.csv") as made:
+        with files.output(f"data/curves/teacher/{args.cohort}/{args.teacher}.csv") as made:
             training.write_history(history, made)
 
 

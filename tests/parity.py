@@ -18,6 +18,7 @@ import pandas as pd
 
 from stages.core import findings, plugins
 from stages.datasets import padchest
+from stages.pipeline import by_hand
 from stages.sources import raw
 
 PAGE = Path(__file__).parent.parent / "reports/parity.md"
@@ -273,3 +274,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    by_hand.stamp("parity")

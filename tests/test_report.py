@@ -123,6 +123,8 @@ def fill(folder: Path, losses: tuple[str, ...] = LOSSES, seeds: tuple[int, ...] 
         files.write_json(measured, folder / f"metrics/{dataset}.json")
     files.write_json(compare.compare_groups(models, replicates, SETTINGS), folder / "comparison.json")
     files.write_json(CHOICE, folder / "choice.json")
+    stamp = {"command": "make bench", "commit": "abc1234", "changed": ["stages/judging"]}
+    files.write_json({"bench": stamp}, folder / "stamps.json")
     for place, model in enumerate(models):
         share = np.linspace(1 / 12, 1, 12)
         top = {"teacher": 0.88, "distilled": 0.85, "twin": 0.8}[model.kind] + 0.003 * place
@@ -583,7 +585,8 @@ def test_a_group_without_a_mean_of_the_data_sets_shows_a_dash(project: Path, mon
 @pytest.mark.parametrize(
     "missing",
     ["metrics/padchest.json", "curves/twin/joint/eeea_net_c2/0.csv", "profile/student/eeea_net_c2.timing.json",
-     "atlas/padchest.json", "labels.html", "export/student.json", "comparison.json", "choice.json"],
+     "atlas/padchest.json", "labels.html", "export/student.json", "comparison.json", "choice.json",
+     "stamps.json"],
 )  # fmt: skip
 def test_a_missing_part_is_named(project: Path, missing: str) -> None:
     files.remove(project / "reports" / missing)
@@ -860,3 +863,10 @@ def test_a_cell_has_the_address_of_its_first_number_and_other_text_none() -> Non
     short = rendering.shortened(f"<main>{page}</main>")
     assert re.findall(r"data-of=(\d+)", short) == ["0", "1"]
     assert [address for _, address, _ in cells_of(short)] == ['reports/"x".json:auroc', 'reports/"x".json:low', ""]
+
+
+def test_results_that_no_stage_makes_are_told_with_what_changed_since(project: Path) -> None:
+    html, _ = written(project)
+    part = html[html.index("Results that no stage makes") :]
+    assert "<code>reports/bench.md</code>" in part
+    assert "<td><code>make bench</code></td><td><code>abc1234</code></td><td>stages/judging</td>" in part

@@ -122,7 +122,7 @@ def test_the_stages_read_a_table_and_its_logits_serve_every_view(project: Path) 
     assert logits.shape == (4, 28, 2)
     assert all(np.array_equal(logits[0], of_view) for of_view in logits[1:])
     assert np.allclose(expit(logits[0].astype(float)), given[:28], atol=1e-3)
-    curve = pd.read_csv(project / "reports/curves/teacher/joint/precomputed.csv")
+    curve = pd.read_csv(project / "data/curves/teacher/joint/precomputed.csv")
     val = load_cohort(project / "data/cohorts/joint").val
     assert curve.to_dict("list") == {"step": [0], "val_auroc": [pytest.approx(mean_auroc(given[28:], val))]}
     assert files.read_json(folder / "model.json")["findings"] == FINDINGS
@@ -202,7 +202,7 @@ def test_the_stage_trains_each_member_as_if_alone_and_fits_its_temperature(proje
         scores.append(nets.logits(alone, nets.in_batches(given.val.films, 32), CPU))
         fitted = train_teacher.fit_temperature(scores[-1], given.val.targets)
         assert ensemble.temperatures[member].item() == pytest.approx(fitted, rel=1e-6)  # type: ignore[index]
-    curve = pd.read_csv(project / "reports/curves/teacher/joint/resnets.csv")
+    curve = pd.read_csv(project / "data/curves/teacher/joint/resnets.csv")
     assert curve["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8]
     assert curve["member"].tolist()[:8] == [0] * 4 + [1] * 4
     together = nets.logits(ensemble, nets.in_batches(given.val.films, 32), CPU)

@@ -534,7 +534,7 @@ def test_a_sum_is_distilled_like_a_loss_and_logs_each_part(views: Any, project: 
     ready(project, cohort, tmp_path / "cohort", views, loss_sums={"mix": {"sigmoid_kd": 1.0, "feature_mse": 0.5}})
     distill_sum.main([*CELL, "--loss", "mix"])
     place = "distilled/joint/eeea_net_c2/resnet10t/mix/0"
-    curve = pd.read_csv(project / f"reports/curves/{place}.csv")
+    curve = pd.read_csv(project / f"data/curves/{place}.csv")
     added = ["feature_mse_kd", "feature_mse_features", "sigmoid_kd_kd"]
     pulls = [f"{name}_grad_ratio" for name in added]
     assert list(curve.columns) == ["step", "lr", "loss", "task", *added, *pulls, "val_auroc"]

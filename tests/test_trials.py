@@ -13,12 +13,13 @@ import pytest
 import wiring
 from ruamel.yaml import YAML
 
-from benchmarks.trials import study
+from benchmarks.trials import same, study
 from stages import choice
 from stages.core import files, params
 from stages.core.schema import TWIN
 from stages.learning import checkpoints, soft_labels, training
 from stages.learning.cohort import load_cohort
+from stages.pipeline import lock, revisions
 from stages.pipeline.preset import merged
 
 FINDINGS = ["Effusion", "Pneumothorax"]
@@ -445,3 +446,28 @@ def test_the_code_of_trials_is_all_that_trains_or_teaches(monkeypatch: pytest.Mo
     code = choice.code_of(choice.sources(), [], [], choice.WEIGHTS)
     for_plug_ins = {f"stages/nets/{name}.py" for name in ("activations", "once_for_all")}
     assert set(code) == needed - plain | for_plug_ins
+
+
+def test_code_that_trains_the_same_bytes_is_taken_for_that_of_the_trials_and_other_code_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/train.py").write_text("now")
+
+    def entries(model: str, code: str) -> dict[str, Any]:
+        deps = [{"path": "stages/train.py", "md5": code}]
+        return {"train": {"cmd": "x", "deps": deps, "outs": [{"path": "data/models/a", "md5": model}]}}
+
+    code = lock.md5(tmp_path / "stages/train.py")
+    kept = {"then": entries("1", "0"), revisions.HERE: entries("1", code)}
+    monkeypatch.setattr(revisions, "entries", lambda revision: kept[revision])
+    assert same.require_same("then", ["stages/train.py"]) == 1
+    with pytest.raises(same.NotProvenError, match=r"no training in dvc\.lock ran with this stages/other\.py"):
+        same.require_same("then", ["stages/other.py"])
+    kept[revisions.HERE] = entries("1", "0")
+    with pytest.raises(same.NotProvenError, match=r"no training in dvc\.lock ran with this stages/train\.py"):
+        same.require_same("then", ["stages/train.py"])
+    kept[revisions.HERE] = entries("2", code)
+    with pytest.raises(same.NotProvenError, match="data/models/a has other bytes than in then: run `make trials`"):
+        same.require_same("then", ["stages/train.py"])

@@ -151,7 +151,7 @@ def test_the_stages_form_one_graph_from_phantom_to_report() -> None:
     assert networkx.is_weakly_connected(graph)
     sources = {stage.addressing.split("@")[0] for stage in graph if graph.out_degree(stage) == 0}
     ends = {stage.addressing for stage in graph if graph.in_degree(stage) == 0}
-    assert sources == {"phantom", "profile_teacher", "profile_student"}
+    assert sources == {"phantom", "profile_teacher", "profile_student", "stamps"}
     assert ends == {"report"}
 
 

@@ -56,15 +56,16 @@ class Wiring:
     def differences(self, other: "Wiring") -> list[str]:
         """What `self` (the code) needs and `other` (dvc.yaml) lacks, and the reverse.
 
-        A folder of code may stand for its files where at least half of them are needed, or where plug-ins may need any.
+        A folder of code may stand for its files where at least half of them are needed, where plug-ins may need any,
+        and where the code reads it as a whole.
         """
         found = []
         for kind in ("deps", "params", "outs"):
             needed, declared = set(getattr(self, kind)), getattr(other, kind)
-            for room in declared - needed if kind == "deps" else ():
+            for room in declared if kind == "deps" else ():
                 files = members(room)
                 used = files & needed
-                if used and (room in self.rooms or 2 * len(used) >= len(files)):
+                if used and (room in needed or room in self.rooms or 2 * len(used) >= len(files)):
                     needed = needed - files | {room}
             found += [f"{kind}: {name} is used but not declared" for name in sorted(needed - declared)]
             found += [f"{kind}: {name} is declared but not used" for name in sorted(declared - needed)]

@@ -29,7 +29,7 @@ class Model:
 
     @property
     def id(self) -> str:
-        """The model's name, which is its path below data/models, data/predictions and reports/curves."""
+        """The model's name, which is its path below data/models, data/predictions, data/curves and reports/curves."""
         if self.kind == "teacher":
             return f"teacher/{self.cohort}/{self.architecture}"
         if self.kind == "twin":

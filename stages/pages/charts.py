@@ -236,7 +236,7 @@ def heat(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> 
                 continue
             share = both / whole
             if both:
-                told = f"{both:,} of {whole:,} also have {other}: {percent(share)}"
+                told = f"{both:,} of {whole:,} also have {other}"
                 parts.append(f'<path {square} fill-opacity="{share:.2g}"><title>{escape(told)}</title></path>')
                 style = ' class="on"' if share > STRONG else ""
                 text = f"{100 * share:.0f}" if share >= LEAST else "&lt;1"

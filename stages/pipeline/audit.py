@@ -26,13 +26,12 @@ from tqdm import tqdm
 
 from stages.core import files, params, plugins
 from stages.pages import readme
-from stages.pipeline import lock, recovery
+from stages.pipeline import by_hand, lock, recovery
 
 BLOCK = 1 << 20
 PINS = Path("requirements.lock")
 FOLDER = ".dir"  # ends DVC's hash of a folder
 STATES = {"??": "a file that git does not have", " D": "nothing", "D ": "nothing"}  # as `git status` has them
-BOTH = "it in dvc.yaml and dvc.lock"
 REPRO = "`make repro`"
 AGAIN = "`make repro` makes it again, or bring the right one back"
 
@@ -218,7 +217,8 @@ def _unlisted_faults(one: Named, is_made: bool, hashes: Hashes, cache: Path, see
         return
     inside = {path.relative_to(folder).as_posix(): hashes.of(path) for path in members(folder)}
     if (found := lock.folder_md5(inside)) != one.md5:
-        yield Fault(one.path, one.stage, one.md5, found, AGAIN)
+        others = "" if one.is_cached else ", ".join(path for _, path in uncommitted(one.path)[: lock.SHOWN])
+        yield Fault(one.path, one.stage, one.md5, f"{found} ({others})" if others else found, AGAIN)
     if one.is_cached:
         state = "other bytes" if kept.exists() else "nothing"
         yield Fault(str(kept), in_cache(one), one.md5, state, f"`dvc commit {one.stage}`")
@@ -264,21 +264,15 @@ def declared_faults(entries: dict[str, Any], stages: Iterable[Any], values: Any)
             in_yaml, in_lock = {one.def_path for one in paths}, {one["path"] for one in entry.get(kind, [])}
             for path in sorted(in_yaml ^ in_lock):
                 has = ("dvc.yaml", "dvc.lock")[path in in_lock]
-                yield Fault(
-                    path, stage.name, f"it in the {kind} of dvc.yaml and dvc.lock", f"it in {has} alone", "`make repro`"
-                )
+                yield Fault(path, stage.name, f"it in the {kind} of dvc.yaml and dvc.lock", f"it in {has} alone", REPRO)
         keys = {key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params}
         recorded = entry.get("params", {}).get("params.yaml", {})
         for key in sorted(keys ^ recorded.keys()):
             has = ("dvc.yaml", "dvc.lock")[key in recorded]
-            yield Fault(
-                f"params.yaml: {key}", stage.name, "it in dvc.yaml and dvc.lock", f"it in {has} alone", "`make repro`"
-            )
+            yield Fault(f"params.yaml: {key}", stage.name, "it in dvc.yaml and dvc.lock", f"it in {has} alone", REPRO)
         for key in sorted(keys & recorded.keys()):
             if (now := _value(values, key)) != recorded[key]:
-                yield Fault(
-                    f"params.yaml: {key}", stage.name, json.dumps(recorded[key]), json.dumps(now), "`make repro`"
-                )
+                yield Fault(f"params.yaml: {key}", stage.name, json.dumps(recorded[key]), json.dumps(now), REPRO)
         if stage.cmd != entry["cmd"]:
             yield Fault("command", stage.name, entry["cmd"], stage.cmd, REPRO)
 
@@ -301,24 +295,25 @@ def git(*words: str) -> str:
     return done.stdout
 
 
+def uncommitted(folder: str = ".") -> list[tuple[str, str]]:
+    """(git's two letters, path) of each file below a folder that is not as the commit has it.
+
+    Raises:
+        NoCommitError: there is no repository.
+    """
+    listed = git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", folder)
+    top = git("rev-parse", "--show-prefix").strip()
+    return [(line[:2], line[3:].removeprefix(top)) for line in filter(None, listed.split("\0"))]
+
+
 def commit_faults(entries: dict[str, Any], seen: Seen) -> Iterator[Fault]:
     """Files that are not as the commit has them; results that the lock vouches for are only noted."""
     made = set(lock.producers(entries)) | {str(lock.LOCK)}
-    words = ["git", "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", "."]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise recovery.NoCommitError(f"git does not answer here: {done.stderr.strip()}")
-    top = subprocess.run(
-        ["git", "rev-parse", "--show-prefix"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    for line in filter(None, done.stdout.split("\0")):
-        state, path = line[:2], line[3:].removeprefix(top)
-        if path in made:
+    for state, path in uncommitted():
+        if path in made or any(parent.as_posix() in made for parent in Path(path).parents):
             seen.uncommitted.append(path)
         else:
-            found = {"??": "a file that git does not have", " D": "nothing", "D ": "nothing"}.get(
-                state, "other content"
-            )
+            found = STATES.get(state, "other content")
             yield Fault(path, "the commit", "what the commit has", found, "commit it, or bring it back by git")
 
 
@@ -363,13 +358,15 @@ def source_faults(values: Any, seen: Seen) -> Iterator[Fault]:
 
 
 def page_faults() -> Iterator[Fault]:
-    """README's tables that are not those of the reports; a preset's run has a README that is not about it."""
+    """Pages that are not those of the reports, or as their makers stamped them; a preset's run has none of its own."""
     if not readme.README.exists() or not Path(".git").exists():
         return
     written = readme.README.read_text(encoding="utf-8")
     for name, source in readme.SOURCES.items():
         if source.exists() and readme.filled(written, {name: source.read_text(encoding="utf-8")}) != written:
             yield Fault(f"README.md: {name}", str(source), "the report's table", "another", "`make readme`")
+    for page, stamped, found in by_hand.edited():
+        yield Fault(page, str(by_hand.STAMPS), stamped, found, "bring it back by git, or make it again")
 
 
 def whole() -> tuple[list[str], Seen]:
@@ -417,6 +414,8 @@ def main() -> None:
     if seen.uncommitted:
         print(f"results that the commit has otherwise, or not: {', '.join(sorted(seen.uncommitted)[:3])}"
               f"{' and more' if len(seen.uncommitted) > 3 else ''} ({len(seen.uncommitted)})")  # fmt: skip
+    for line in by_hand.stale():
+        print(line)
     print(verdict(faults, seen, time.monotonic() - start))
     sys.exit(bool(faults))
 

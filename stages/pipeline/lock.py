@@ -26,6 +26,7 @@ from stages.pipeline.check import parse
 
 LOCK = Path("dvc.lock")
 CHOICE = Path("reports/choice.json")
+SHOWN = 3  # of many names, in a line
 RAN = checkpoints.ROOT / "ran"  # what the guard saw of each stage that it let pass
 
 Entry = dict[str, Any]

@@ -111,9 +111,15 @@ def state(one: Entry) -> str:
 
 def last_commit(paths: list[str]) -> str | None:
     """Hash and day of the last commit, that changed any of these if there are some; None without git's history."""
-    words = ["git", "log", "-1", "--format=%h of %cs", "--", *paths]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    if paths and _git("rev-parse", "--is-shallow-repository") == "true":
+        return None  # a shallow clone takes its first commit for the one that changed everything
+    return _git("log", "-1", "--format=%h of %cs", "--", *paths) or None
+
+
+def _git(*words: str) -> str:
+    """What git says, nothing without a repository."""
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def owners(stages: dict[str, Entry], values: Any) -> dict[str, Entry]:

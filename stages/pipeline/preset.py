@@ -21,7 +21,7 @@ from typing import Any
 from stages.core import params
 from stages.pipeline import check, comments, rules
 
-NEEDED = ("stages", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
+NEEDED = ("stages", "reports/by_hand.json", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
 PLACE = re.compile(r"ROOT\b")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'

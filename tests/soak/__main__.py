@@ -12,6 +12,7 @@ import smoke
 
 from soak import kills, walk, windows
 from soak.found import Found
+from stages.pipeline import by_hand
 
 REPORT = smoke.ROOT / "reports/soak.md"
 HEAD = """# What stopped runs, edits and races did
@@ -66,6 +67,7 @@ def main() -> None:
         HEAD.format(given=given, commit=tried, minutes=minutes, seed=args.seed) + "\n".join(lines) + "\n",
         encoding="utf-8",
     )
+    by_hand.stamp("soak")
     sys.exit(any(result.faults for result in found.values()))
 
 
