@@ -61,7 +61,7 @@ def test_an_edited_loss_makes_only_its_own_cells_stale(run: Path) -> None:
     with (run / "stages/losses/sigmoid_kd.py").open("a") as file:
         file.write("\n# a comment\n")
     names = {name.split("@")[0] for name in would_run(run)}
-    assert names == {"choice", "distill"}
+    assert names == {"choice", "distill", "stamps"}
 
 
 def test_a_changed_temperature_runs_the_same_cells(run: Path) -> None:
