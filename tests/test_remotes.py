@@ -201,6 +201,19 @@ def test_a_lost_and_a_changed_object_are_named_and_all_else_comes(
     assert third.remote("pull")[1].strip() == "3 of 3 outputs are here, 3 of them new"
 
 
+@pytest.mark.parametrize("url", ["folder"], indirect=True)
+def test_a_file_that_was_changed_here_is_not_overwritten(first: Machine, url: str) -> None:
+    first.remote("add", url)
+    first.remote("push")
+    mine = first.folder / "data/alone"
+    mine.unlink()
+    mine.write_text("mine")
+    status, told = first.remote("pull")
+    assert status == 1
+    assert "A file that was changed here stays" in told
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.parametrize(("kind", "said"), [("denied", "Permission denied"), ("full", "No space left on device")])
 @pytest.mark.parametrize("url", ["ssh"], indirect=True)
 def test_a_remote_that_takes_nothing_is_told_and_nothing_here_changes(

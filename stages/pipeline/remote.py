@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
+
 from stages.core import arguments
 from stages.learning import checkpoints
 from stages.pipeline import audit, lock, recovery
@@ -90,6 +92,21 @@ def _answers(repo: Any) -> str | None:
     return None
 
 
+def _check_out(repo: Any, paths: list[str]) -> None:
+    """Put what the cache has in place.
+
+    Raises:
+        RemoteError: files that were changed here are in the way.
+    """
+    try:
+        repo.checkout(targets=paths)
+    except DvcException as error:
+        raise RemoteError(
+            f"what came is in DVC's cache, but not all of it in place: {' '.join(str(error).split())}. A file that was "
+            "changed here stays: move it away, or take the recorded one by `dvc checkout --force <path>`"
+        ) from error
+
+
 def pull() -> tuple[list[str], list[str]]:
     """Bring what the remote has; returns what is told, and what is missing.
 
@@ -108,8 +125,8 @@ def pull() -> tuple[list[str], list[str]]:
                     _bring_list(repo, one, cache)
         lost = {one: missing(one, cache) for one in wanted}
         whole = [one.path for one in wanted if not lost[one]]
-        if whole:
-            repo.checkout(targets=whole)
+        if whole:  # no target would be all
+            _check_out(repo, whole)
     faults = [
         f"{path} ({one.stage}): the remote has no such object, or another content under its name (MD5 {one.md5})"
         for one, paths in lost.items()
