@@ -142,8 +142,10 @@ def main() -> None:
     """Parse, do."""
     parser = arguments.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("keep", help="take over the page of a preset's run").add_argument("name")
-    commands.add_parser("stamp", help="stamp a page at its commit").add_argument("name", choices=PAGES)
+    keeping = commands.add_parser("keep", help="take over the page of a preset's run")
+    keeping.add_argument("name", help="the preset")
+    stamping = commands.add_parser("stamp", help="stamp a page at its commit")
+    stamping.add_argument("name", choices=PAGES, help="the page's name in reports/")
     args = parser.parse_args()
     try:
         (keep if args.command == "keep" else stamp_as_committed)(args.name)
