@@ -192,6 +192,12 @@ def test_what_lies_outside_the_project_may_be_read_by_any_path(tmp_path: Path) -
     [
         ("raise ValueError(f'seed {seed} is no prime: take 19')", "stages.toy: seed 17 is no prime: take 19 (", True),
         ("raise params.ParamsError('no')", "stages.toy: no (TRACEBACK=1 shows where)", True),
+        (
+            "import pydantic; pydantic.create_model('Settings', rate=(float, ...)).model_validate({'rate': 'high'})",
+            "stages.toy: Settings refuses rate: Input should be a valid number, unable to parse string as a number,"
+            " got 'high' (",
+            True,
+        ),
         ("int(text)", "ValueError: invalid literal for int() with base 10: 'in'", False),
         ("dict()['seed']", "KeyError: 'seed'", False),
     ],

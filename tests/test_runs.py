@@ -1,5 +1,7 @@
 """Whole runs of the smoke preset: same bytes twice, kills survived, and only what an edit touches runs again.
 
+DVC's experiments too, each in a folder of its own beside the others.
+
 Slow: `make test` leaves them out. The runs lie in a temporary folder with a cache of their own.
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from smoke import dvc, environment, lock, runner, side_by_side, stable
+from smoke import ROOT, dvc, environment, lock, runner, side_by_side, stable
 
 CELL = "distill@joint-eeea_net_c2-resnet10t-sigmoid_kd-0"
 pytestmark = pytest.mark.slow
@@ -154,3 +156,72 @@ def test_params_edited_while_a_stage_trains_fail_it_and_the_lock_stays(run: Path
     assert process.returncode != 0
     assert "changed while it ran: params.yaml:train.student" in errors
     assert lock(run)[CELL] == before
+
+
+def git(folder: Path, *words: str) -> str:
+    """What a git command prints in a folder."""
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def committed(run: Path) -> Path:
+    """The finished run in a repository of its own, as DVC's experiments need it."""
+    config = run / ".dvc/config"
+    config.write_text(config.read_text().replace("no_scm = true", "no_scm = false"))
+    shutil.copyfile(ROOT / ".dvc/.gitignore", run / ".dvc/.gitignore")
+    git(run, "init", "--quiet", "--initial-branch=main")
+    git(run, "add", "--all")
+    git(run, "commit", "--quiet", "--message=a finished run")
+    return run
+
+
+def finish_queue(folder: Path, workers: int) -> dict[str, str]:
+    """Run what is queued, some at a time: each experiment's end."""
+    dvc(folder, "queue", "start", "--jobs", str(workers))
+    deadline = time.monotonic() + 300
+    while True:
+        rows = [line.split() for line in dvc(folder, "queue", "status").stdout.splitlines()]
+        ends = {row[1]: row[-1] for row in rows if row and row[-1] in ("Queued", "Running", "Success", "Failed")}
+        if set(ends.values()) <= {"Success", "Failed"}:
+            return ends
+        assert time.monotonic() < deadline, ends
+        time.sleep(0.5)
+
+
+def of_experiment(folder: Path, name: str) -> dict[str, Any]:
+    """The stages of an experiment's dvc.lock."""
+    (reference,) = git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").split()
+    return dict(YAML(typ="safe").load(git(folder, "show", f"{reference}:dvc.lock"))["stages"])
+
+
+def test_experiments_side_by_side_each_train_their_own_cell_and_leave_the_workspace(committed: Path) -> None:
+    before, second_seed = lock(committed), "train_student@joint-eeea_net_c2-1"
+    for name, change, cell in (
+        ("low", "rates.sigmoid_kd.default=0.005", CELL),
+        ("high", "rates.sigmoid_kd.default=0.02", CELL),
+        ("seeds", "seeds=[0,1]", second_seed),
+        ("wrong", "losses.sigmoid_kd.temperature=-1", CELL),
+    ):
+        dvc(committed, "exp", "run", "--queue", "--name", name, "--set-param", change, cell)
+    ends = finish_queue(committed, workers=2)
+    assert ends == {"low": "Success", "high": "Success", "seeds": "Success", "wrong": "Failed"}
+    told = dvc(committed, "queue", "logs", "wrong").stdout
+    assert "stages.distill: Settings refuses temperature: Input should be greater than 0, got -1 (" in told
+    assert "Traceback" not in told
+    of = {name: of_experiment(committed, name) for name in ("low", "high", "seeds")}
+    assert {name for name in before if of["low"][name] != before[name]} == {CELL}
+    assert len({str(entries[CELL]["outs"]) for entries in (before, of["low"], of["high"])}) == 3
+    assert set(of["seeds"]) == {*before, second_seed}
+    assert lock(committed) == before
+    assert git(committed, "status", "--porcelain") == ""
+    assert not list(committed.glob(".ckpt/*/*/last.pt"))
+
+
+def test_the_table_of_experiments_is_what_was_set_and_what_came_of_it(committed: Path) -> None:
+    dvc(committed, "exp", "run", "--name", "lenient", "--set-param", "evaluate.min_positives=2", "evaluate")
+    shown = dvc(committed, "exp", "show", "--only-changed", "--drop", "/", "--csv").stdout.splitlines()
+    columns = set(shown[0].split(",")) - {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
+    assert "evaluate.min_positives" in columns
+    assert not [name for name in columns if name.startswith(("data", "stages", "reports"))]
+    assert "lenient" in {line.split(",")[0] for line in shown}

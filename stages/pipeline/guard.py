@@ -31,6 +31,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 LOADED: dict[Path, bytes] = {}  # file -> SHA-256 of the source that this process made a module of
 
 
@@ -273,12 +275,15 @@ def filled(words: list[str], values: Any) -> list[str]:
     return [str(params.pick(values, word[1:])) if word.startswith(OF_PARAMS) else word for word in words]
 
 
-def is_told(error: BaseException) -> bool:
-    """Whether a `raise` of the project made an error, so that its message says what to do."""
+def told(error: BaseException) -> str | None:
+    """The message that says what to do, of an error that a `raise` of the project or a schema made; None of others."""
+    if isinstance(error, ValidationError):
+        return f"{error.title} refuses " + "; ".join(params.reason(item) for item in error.errors())
     if type(error).__module__.startswith("stages."):  # though it may come out of a worker process
-        return True
+        return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(__file__).parents[1] in Path(last.filename).parents and str(last.line).startswith("raise ")
+    is_ours = Path(__file__).parents[1] in Path(last.filename).parents and str(last.line).startswith("raise ")
+    return str(error) if is_ours else None
 
 
 def main(argv: list[str]) -> None:
@@ -289,9 +294,10 @@ def main(argv: list[str]) -> None:
         words = argv[1:]
         run(argv[0], filled(words, params.read()) if any(word.startswith(OF_PARAMS) for word in words) else words)
     except (OSError, RuntimeError, ValueError) as error:
-        if os.environ.get("TRACEBACK") or not is_told(error):
+        message = told(error)
+        if os.environ.get("TRACEBACK") or message is None:
             raise
-        sys.exit(f"{argv[0]}: {error} (TRACEBACK=1 shows where)")
+        sys.exit(f"{argv[0]}: {message} (TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":
