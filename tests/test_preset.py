@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.core import params
-from stages.pipeline import check, comments, preset
+from stages.pipeline import by_hand, check, comments, preset
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "params.yaml"
@@ -463,6 +464,8 @@ def test_a_preset_from_elsewhere_runs_in_the_folder_of_its_name(
         call(monkeypatch, str(elsewhere))
     assert caught.value.code == 3
     assert params.read(checkout / "runs/mine/params.yaml")["title"] == "Mine"
+    with chdir(checkout / "runs/mine"):
+        assert (by_hand.read(), list(by_hand.edited())) == ({}, [])  # pages of the repository are none of a run
 
 
 def test_a_run_that_is_a_link_elsewhere_is_refused(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

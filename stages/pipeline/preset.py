@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.core import params
-from stages.pipeline import check, comments, rules
+from stages.core import files, params
+from stages.pipeline import by_hand, check, comments, rules
 
-NEEDED = ("stages", "reports/by_hand.json", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
+NEEDED = ("stages", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
 PLACE = re.compile(r"ROOT\b")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'
@@ -244,7 +244,7 @@ def export(
     (target / "params.yaml").write_text(text, encoding="utf-8")
     cache = os.path.relpath(source / ".dvc/cache", (target / ".dvc").resolve())  # absolute, it may have a # or a quote
     (target / ".dvc/config").write_text(CONFIG.format(cache=cache), encoding="utf-8")
-    (target / "reports").mkdir(exist_ok=True)
+    files.write_json({}, target / by_hand.STAMPS)  # the repository's pages are none of a run
 
 
 def repro(target: Path) -> int:
