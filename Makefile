@@ -21,7 +21,7 @@ IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps demo
+.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps demo phone
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -79,11 +79,11 @@ metrics: setup  ## for CI: bring what REMOTE=<URL> has, run what changed, tell w
 prune: setup  ## drop files and lock entries of cells that params.yaml no longer declares (PRESET=... for a run's)
 	@$(IN_RUN) python -m stages.pipeline.lock prune
 
-extra: setup  ## install beside them what remotes on S3 and SSH, and make crate, need
+extra: setup  ## install beside them what remotes on S3 and SSH, make crate and make phone need
 	@test -f .venv/.extra-$(EXTRA) || { .venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements-extra.lock -c requirements.lock && touch .venv/.extra-$(EXTRA); }
 
-test-extra: extra  ## their tests: a bucket and an SSH server on loopback, whole crates
+test-extra: extra  ## their tests: a bucket and an SSH server on loopback, whole crates, programs for phones
 	@python -m pytest -q -rs -m extra
 
 remote: setup  ## keep results elsewhere: make remote URL=<folder, s3://..., ssh://...>; then make push, make pull
@@ -115,6 +115,9 @@ maps: setup  ## which explainer, and which layer, maps should come from, on vali
 
 demo: setup  ## the exported student in a web page, served on loopback: reports/demo (fetches onnxruntime-web from npm once)
 	@$(IN_RUN) python -m stages.demo
+
+phone: extra  ## the exported student for ExecuTorch (Android, iOS): data/phone (PRESET=... for a run's)
+	@$(IN_RUN) python -m stages.phone
 
 parity: setup  ## compare labels with torchxrayvision's on the whole real tables: reports/parity.md
 	@python tests/parity.py

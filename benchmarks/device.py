@@ -1,14 +1,17 @@
 """The exported student: onnxruntime beside eager PyTorch, a small file beside the whole one, and `cxr-predict`.
 
 Nets are untrained, on one thread, at 224 px, one film at a time. For `cxr-predict` a folder of a student at 64 px is
-exported and 1,000 films of 128 px are drawn; the runtime's own rate is a loop over their decoded squares.
+exported and 1,000 films of 128 px are drawn; the runtime's own rate is a loop over their decoded squares. ExecuTorch is
+timed where it is installed (`make extra`).
 """
 
+import copy
 import shutil
 import subprocess
 import sys
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +22,7 @@ import onnx
 import torch
 
 from benchmarks import measure
-from stages import export, predict_image
+from stages import export, phone, predict_image
 from stages.core import files, seeds
 from stages.device import graphs, running, variants
 from stages.films import decoding
@@ -96,11 +99,17 @@ def runtimes() -> list[measure.Line]:
     of_int8, of_fp32 = (len(proto.SerializeToString()) / MEGABYTE for proto in (small, whole))
     sessions = [_session(proto) for proto in (whole, small, graphs.plain(large, SIZE_PX, OPSET))]
     works = [partial(session.run, None, {"films": films}) for session in sessions]
+    if find_spec("executorch"):
+        works.append(partial(_program(student).execute, [batch]))
     with torch.inference_mode():
-        timed = measure.in_turn(*works, partial(student, batch), count=COUNT)
-    of_whole, of_small, of_large, eager = timed
+        timed = measure.in_turn(partial(student, batch), *works, count=COUNT)
+    eager, of_whole, of_small, of_large, *of_phone = timed
     compared = partial(measure.compare, unit="films", work=1)
+    phones = [
+        compared("student, ExecuTorch to onnxruntime", [one, of_whole], limit=None, is_rate=True) for one in of_phone
+    ]
     return [
+        *phones,
         compared("student, onnxruntime to eager PyTorch", [of_whole, eager], limit=2, is_rate=True),
         compared("student to DenseNet161, both in onnxruntime", [of_whole, of_large], limit=12, is_rate=True),
         compared("int8 weights to fp32, in onnxruntime", [of_small, of_whole], limit=0.97, is_rate=True),
@@ -115,6 +124,15 @@ def _mb(size: float) -> str:
 
 def _session(proto: onnx.ModelProto) -> Any:
     return running.cpu_session(proto.SerializeToString(), 1)
+
+
+def _program(net: torch.nn.Module) -> Any:
+    """A net in ExecuTorch, on one thread."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    _unsafe_reset_threadpool(1)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    return phone.runner(phone.to_executorch(plain, (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)))
 
 
 def commands() -> list[measure.Line]:
