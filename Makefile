@@ -17,11 +17,13 @@ EXTRA := $(firstword $(shell cksum requirements-extra.lock | cksum))
 # For commands that take PRESET=<name>: they run in the folder of its run
 IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
   [[ "$$run" =~ ^runs/[A-Za-z0-9_-]+$$ && -d "$$run" ]] || { \
-  echo "there is no run of $$PRESET ($$run): make run PRESET=$$PRESET"; exit 1; }; cd "$$run" &&)
+  echo "there is no run of $$PRESET ($$run): make run PRESET=$$PRESET"; exit 1; }; cd "$$run" && \
+  { diff -rq -x __pycache__ "$$PYTHONPATH/stages" stages >/dev/null 2>&1 || echo "$$run has another version of the code; it \
+  answers here and may lack a command: make run PRESET=$$PRESET brings it to this one" >&2; } &&)
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps demo phone
+.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps integers demo phone
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -112,6 +114,9 @@ trials: setup  ## try rates and constants of twin and losses on validation films
 
 maps: setup  ## which explainer, and which layer, maps should come from, on validation films (after make repro)
 	@$(IN_RUN) python -m benchmarks.maps
+
+integers: setup  ## can the exported student compute in whole numbers: fine-tuned for that, on validation films (after make repro)
+	@$(IN_RUN) python -m benchmarks.integers
 
 demo: setup  ## the exported student in a web page, served on loopback: reports/demo (fetches onnxruntime-web from npm once)
 	@$(IN_RUN) python -m stages.demo

@@ -129,6 +129,18 @@ def test_audit_and_prune_look_at_the_run_that_is_named(checkout: Path, words: li
     assert "there is no run of other (runs/other): make run PRESET=other" in said
 
 
+def test_a_run_of_another_version_is_told_with_the_way_out(checkout: Path) -> None:
+    for folder in (checkout, checkout / "runs/smoke"):
+        (folder / "stages").mkdir(parents=True)
+        (folder / "stages/report.py").write_text("x = 1\n")
+    told = "runs/smoke has another version of the code; it answers here and may lack a command: make run"
+    assert told not in make(checkout, "audit", "PRESET=smoke")[2]
+    (checkout / "runs/smoke/stages/report.py").write_text("x = 2\n")
+    status, calls, said = make(checkout, "audit", "PRESET=smoke")
+    assert (status, calls) == (0, ["smoke: -m stages.pipeline.audit"])
+    assert f"{told} PRESET=smoke brings it to this one" in said
+
+
 def test_make_hands_lanes_on_so_that_zero_is_refused(checkout: Path) -> None:
     assert f"{checkout.name}: -m stages.pipeline.repro --lanes 0" in make(checkout, "repro", "LANES=0")[1]
 

@@ -89,7 +89,8 @@ def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[li
             continue
         far = _distance(path, content(head, path), content(HERE, path))
         if far > CLOSE:
-            (listed if models else faults).append(f"{path}: came out otherwise here, by up to {far:.2g}")
+            told = f", by up to {far:.2g}" if math.isfinite(far) else ""
+            (listed if models else faults).append(f"{path}: came out otherwise here{told}")
     if models:
         listed.insert(0, f"{len(models)} models have other bytes on this machine, e.g. {models[0]}")
         for path in (path for path in was if path.startswith("reports/metrics/")):
