@@ -220,6 +220,22 @@ def test_a_hash_that_is_edited_in_the_lock_is_named() -> None:
         assert "data/labels/chexpert.parquet (harmonize@chexpert)" in found()
 
 
+@pytest.mark.parametrize("path", ["data/predictions", "data/labels/chexpert.parquet", "stages/core"])
+def test_a_hash_that_is_edited_for_one_of_the_stages_that_read_a_file_is_named(path: str) -> None:
+    readers = {
+        name: dep["md5"] for name, entry in lock.entries().items() for dep in entry["deps"] if dep["path"] == path
+    }
+    stage, digest = list(readers.items())[-1]
+
+    def edited(content: bytes) -> bytes:
+        start, found, end = content.rpartition(f"path: {path}\n".encode())
+        return start + found + end.replace(digest.encode(), b"beef" + digest[4:].encode(), 1)
+
+    with kept(lock.LOCK):
+        rewrite(lock.LOCK, edited)
+        assert re.search(rf"^{path} \({stage}\): expected beef", found(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden"])
 def test_a_file_more_in_an_outputs_folder_is_named(name: str) -> None:
     path = one("data/models/distilled/**/*.safetensors").with_name(name)

@@ -135,13 +135,13 @@ def _md5(path: Path) -> str:
 
 
 def named(entries: dict[str, Any], cached: set[str]) -> list[Named]:
-    """All that dvc.lock names, outputs before inputs, each path once."""
-    found: dict[str, Named] = {}
+    """All that dvc.lock names, outputs before inputs, each path once; twice where two stages name two hashes of it."""
+    found: dict[tuple[str, str], Named] = {}
     for kind in ("outs", "deps"):
         for stage, entry in entries.items():
             for one in entry.get(kind, []):
                 is_cached = kind == "outs" and one["path"] in cached
-                found.setdefault(one["path"], Named(one["path"], one["md5"], stage, is_cached))
+                found.setdefault((one["path"], one["md5"]), Named(one["path"], one["md5"], stage, is_cached))
     return list(found.values())
 
 
@@ -175,7 +175,7 @@ def file_faults(entries: dict[str, Any], cached: set[str], cache: Path, seen: Se
     """Every file that dvc.lock names, read in the checkout and in the cache."""
     hashes, all_named = Hashes(seen), named(entries, cached)
     to_read: list[Path] = []
-    wanted: dict[str, tuple[str, Named]] = {}  # file -> its hash, and what it belongs to
+    wanted: dict[tuple[str, str], Named] = {}  # file, its hash -> what it belongs to
     unlisted: list[Named] = []
     for one in all_named:
         inside = {one.path: one.md5}
@@ -186,22 +186,22 @@ def file_faults(entries: dict[str, Any], cached: set[str], cache: Path, seen: Se
                 to_read += members(Path(one.path)) if Path(one.path).is_dir() else []
                 continue
             inside = known
-        wanted |= {path: (md5, one) for path, md5 in inside.items()}
-    objects = {md5: cache_path(cache, md5) for md5, one in wanted.values() if one.is_cached}
-    to_read += [path for path in map(Path, wanted) if path.is_file()]
+        wanted |= {key: one for key in inside.items() if key not in wanted}
+    objects = {md5: cache_path(cache, md5) for (_, md5), one in wanted.items() if one.is_cached}
+    to_read += [path for path in (Path(path) for path, _ in wanted) if path.is_file()]
     to_read += [path for path in objects.values() if path.is_file()]
     hashes.read(to_read, os.cpu_count() or 1)
     outs = set(lock.producers(entries))
     for one in unlisted:
         is_made = one.path in outs or any(path.startswith(f"{one.path}/") for path in outs)
         yield from _unlisted_faults(one, is_made, hashes, cache, seen)
-    for path, (md5, one) in wanted.items():
+    for (path, md5), one in wanted.items():
         yield from _here_faults(Path(path), md5, one, hashes, objects, seen)
     for md5, kept in objects.items():
         if kept.is_file() and (found := hashes.of(kept)) != md5:
-            one = next(one for other, one in wanted.values() if other == md5)
+            one = next(one for (_, other), one in wanted.items() if other == md5)
             yield Fault(str(kept), in_cache(one), md5, found, f"remove it; {AGAIN}")
-    yield from _strangers(all_named, wanted)
+    yield from _strangers(all_named, {path for path, _ in wanted})
 
 
 def _unlisted_faults(one: Named, is_made: bool, hashes: Hashes, cache: Path, seen: Seen) -> Iterator[Fault]:
@@ -241,7 +241,7 @@ def _here_faults(
         seen.absent.add(one.path)
 
 
-def _strangers(all_named: list[Named], wanted: dict[str, tuple[str, Named]]) -> Iterator[Fault]:
+def _strangers(all_named: list[Named], wanted: set[str]) -> Iterator[Fault]:
     """Files in an output's folder that its list does not name."""
     for one in all_named:
         folder = Path(one.path)
