@@ -6,6 +6,9 @@ finding that loses most, rank correlations, calls that change at the frozen thre
 and that of the class maps' pointing score where there are boxes. Stops when one is beyond `export.limits`.
 """
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from stages.device import gates, running
 from stages.judging import evaluation, localisation
 from stages.sources.images import Images
 
+Draw = Callable[[evaluation.Sample], np.ndarray]
 BOX = ["x", "y", "width", "height"]
 
 
@@ -54,6 +58,36 @@ def boxed(test: pd.DataFrame, boxes: pd.DataFrame, known: list[str], size_px: in
     return pairs, np.reshape(masks, (len(pairs), size_px, size_px))
 
 
+def films_of(labels: pd.DataFrame, shards: Path, split: str) -> tuple[pd.DataFrame, Images]:
+    """The rows of a split of a data set's labels that have films, sorted by image, and these films."""
+    index = files.read_table(shards / "index.parquet", columns=["image", "shard", "row"])
+    rows = labels[labels["split"] == split].merge(index, on="image").sort_values("image")
+    rows["shard"] = rows["shard"].map("shard_{:04d}.npy".format)
+    return rows, Images.of_rows(shards, rows)
+
+
+def tested_of(
+    rows: pd.DataFrame, asked: list[str], chosen: dict[str, Any], draw: Draw, confidence: float
+) -> gates.Tested:
+    """What `gates.compare` holds answers on these films against.
+
+    Args:
+        rows: of `films_of`.
+        asked: findings that are compared.
+        chosen: what operate chose, by finding.
+        draw: how often each patient counts, of a sample.
+        confidence: of intervals.
+    """
+    patients = np.unique(rows["patient"].to_numpy(str), return_inverse=True)[1]
+    sample = evaluation.Sample(asked, evaluation.targets_of(rows[asked].to_numpy(np.int8)), patients, {})
+    of_student = [chosen[name]["models"]["distilled"] for name in asked]
+    thresholds, temperatures, biases = (
+        np.array([np.nan if one[key] is None else one[key] for one in of_student], float)
+        for key in ("threshold", "temperature", "bias")
+    )
+    return gates.Tested(asked, sample.targets, patients, draw(sample), thresholds, temperatures, biases, confidence)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Compare the files on a data set."""
     args = arguments.parser(__doc__, "dataset").parse_args(argv)
@@ -64,10 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = files.read_table(files.input(f"data/labels/{args.dataset}.parquet"))
     boxes = files.read_table(files.input(f"data/boxes/{args.dataset}.parquet"))
     chosen = files.read_json(files.input(f"reports/operating/{args.dataset}.json"))["findings"]
-    index = files.read_table(shards / "index.parquet", columns=["image", "shard", "row"])
-    test = labels[labels["split"] == "test"].merge(index, on="image").sort_values("image")
-    test["shard"] = test["shard"].map("shard_{:04d}.npy".format)
-    films = Images.of_rows(shards, test)
+    test, films = films_of(labels, shards, "test")
     exported = running.Exported.of(folder)
     known = exported.findings
     asked = [name for name in evaluated if name in known]
@@ -76,27 +107,12 @@ def main(argv: list[str] | None = None) -> None:
         name: answers(exported.session(f"{name}.onnx", threads), films)[:, columns]
         for name in ("student", *(f"student_{variant}" for variant in settings.variants))
     }
-    patients = np.unique(test["patient"].to_numpy(str), return_inverse=True)[1]
-    sample = evaluation.Sample(asked, evaluation.targets_of(test[asked].to_numpy(np.int8)), patients, logits)
-    of_student = [chosen[name]["models"]["distilled"] for name in asked]
-
-    def numbers(key: str) -> np.ndarray:
-        return np.array([np.nan if one[key] is None else one[key] for one in of_student], float)
-
-    tested = gates.Tested(
-        findings=asked,
-        targets=sample.targets,
-        patients=patients,
-        weights=evaluation.draw(sample, args.dataset, replicates, seed),
-        thresholds=numbers("threshold"),
-        temperatures=numbers("temperature"),
-        biases=numbers("bias"),
-        confidence=confidence,
-    )
+    draw = partial(evaluation.draw, dataset=args.dataset, replicates=replicates, seed=seed)
+    tested = tested_of(test, asked, chosen, draw, confidence)
     pairs, masks = boxed(test, boxes, known, exported.about["size_px"])
     with_maps = (exported.about["map"] or {"files": []})["files"] if len(pairs) else []
     scores = {name: pointing_scores(exported.session(name, threads), films, pairs, masks) for name in with_maps}
-    places, pointed = patients[pairs["place"].to_numpy(int)], pairs["finding"].to_numpy()
+    places, pointed = tested.patients[pairs["place"].to_numpy(int)], pairs["finding"].to_numpy()
     found: dict[str, Any] = {}
     for variant in settings.variants:
         points = None

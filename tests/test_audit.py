@@ -3,6 +3,7 @@
 Slow: it needs a finished run, with its cache, in a git repository of its own.
 """
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import smoke
+from ruamel.yaml import YAML
 
 from stages.pages import readme
 from stages.pipeline import audit, lock, recovery
@@ -236,7 +238,77 @@ def test_a_hash_that_is_edited_for_one_of_the_stages_that_read_a_file_is_named(p
         assert re.search(rf"^{path} \({stage}\): expected beef", found(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".hidden"])
+def in_lock(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    """An edit of the stages of dvc.lock."""
+
+    def changed(content: bytes) -> bytes:
+        yaml, text = YAML(), io.BytesIO()
+        yaml.width = 10**6
+        values = yaml.load(content)
+        change(values["stages"])
+        yaml.dump(values, text)
+        return text.getvalue()
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda stages: stages["report"]["outs"][0].update(size=1), r"reports/\S+ \(report\): expected 1 bytes"),
+        (lambda stages: stages["assemble@joint"]["outs"][0].update(nfiles=99), r"data/cohorts/joint .*, 99 files"),
+        (lambda stages: stages["harmonize@chexpert"]["outs"][0].update(isexec=True), r"expected .*, a program"),
+        (lambda stages: stages["export"]["params"]["params.yaml"].update(threads=True), "threads.*expected true"),
+    ],
+)
+def test_what_the_lock_says_beside_hashes_is_held_too(change: Any, said: str) -> None:
+    with kept(lock.LOCK):
+        rewrite(lock.LOCK, in_lock(change))
+        assert re.search(said, found())
+
+
+def test_what_git_status_passes_over_is_named() -> None:
+    readme_, code = Path("README.md"), Path("tests/parity.py")
+    with kept(readme_, code):
+        for path, flag in ((readme_, "--assume-unchanged"), (code, "--skip-worktree")):
+            subprocess.run(["git", "update-index", flag, path], check=True)
+            rewrite(path, lambda content: content.replace(b"e", b"a", 1))
+        told = found()
+    subprocess.run(["git", "update-index", "--no-assume-unchanged", readme_], check=True)
+    subprocess.run(["git", "update-index", "--no-skip-worktree", code], check=True)
+    assert "README.md (the commit): expected what the commit has, found other content" in told
+    assert "tests/parity.py (the commit)" in told
+
+
+def test_a_module_that_git_ignores_is_named() -> None:
+    hidden = [Path("stages/evil.py"), Path("sitecustomize.pyc")]
+    exclude = Path(".git/info/exclude")
+    with kept(exclude):
+        exclude.write_text("evil.py\n*.pyc\n")
+        for path in hidden:
+            path.write_text("x = 1\n")
+        told = found()
+    for path in hidden:
+        path.unlink()
+    assert all(f"{path} (the commit): expected what the commit has, found a file that git does not" in told
+               for path in hidden)  # fmt: skip
+
+
+def test_a_link_in_the_place_of_a_result_or_beside_one_is_named(tmp_path: Path) -> None:
+    page, beside = Path("reports/summary.json"), Path("data/export/more")
+    shutil.copyfile(page, tmp_path / "elsewhere.json")
+    with kept(page):
+        page.unlink()
+        page.symlink_to(tmp_path / "elsewhere.json")
+        beside.symlink_to(tmp_path)
+        told = found()
+        page.unlink()
+        beside.unlink()
+    assert re.search(r"reports/summary\.json \(report\): expected a file, found a link to", told)
+    assert "data/export/more (export): expected nothing" in told
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "x.pyc"])
 def test_a_file_more_in_an_outputs_folder_is_named(name: str) -> None:
     path = one("data/models/distilled/**/*.safetensors").with_name(name)
     path.write_text("x")

@@ -53,6 +53,17 @@ def test_an_edited_page_and_changed_code_are_told(project: Path) -> None:
     assert next(by_hand.edited())[2] == "nothing"
 
 
+def test_a_page_without_its_stamp_is_told(project: Path) -> None:
+    assert list(by_hand.edited()) == [("reports/a.md", "a stamp", digest(project / "reports/a.md"))]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"commit": "x"}}', '{"evil": {}}', '{"a": 1}'])
+def test_damaged_stamps_are_told_with_the_way_out(project: Path, text: str) -> None:
+    (project / by_hand.STAMPS).write_text(text)
+    with pytest.raises(by_hand.StampError, match=r"git checkout reports/by_hand\.json"):
+        list(by_hand.edited())
+
+
 def test_a_part_made_anew_does_not_make_the_rest_new(project: Path) -> None:
     by_hand.stamp("a")
     before = by_hand.read()["a"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.extra
 rocrate = pytest.importorskip("rocrate", reason="make extra")
 
 from stages.core import files  # noqa: E402
-from stages.pipeline import crate, lock  # noqa: E402
+from stages.pipeline import audit, crate  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 VALIDATOR = "roc-validator==0.13.0"  # in an environment of its own: it needs an older rich than DVC
@@ -67,7 +67,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(project)
-    monkeypatch.setattr(lock, "lock_faults", list)  # the exported model is not that of dvc.lock
+    monkeypatch.setattr(audit, "whole", lambda: ([], audit.Seen()))  # the exported model is not that of dvc.lock
     return project
 
 
@@ -76,7 +76,7 @@ def made(project: Path) -> Path:
     """The crate's archive."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.setattr(lock, "lock_faults", list)
+        patch.setattr(audit, "whole", lambda: ([], audit.Seen()))
         crate.main([])
     return project / "crate.zip"
 
@@ -133,6 +133,32 @@ def test_an_untouched_crate_passes_its_own_check_and_each_change_is_named(unpack
     ]
 
 
+def test_links_are_no_files_and_metadata_that_cannot_be_read_is_told(unpacked: Path) -> None:
+    (unpacked / "stages/more").symlink_to(unpacked / "stages/core")
+    (unpacked / "gone").symlink_to(unpacked / "nowhere")
+    status, told = check(unpacked)
+    assert (status, told.splitlines()[:2]) == (1, ["gone: a link, or no file", "stages/more: a link, or no file"])
+    (unpacked / crate.METADATA).write_text("{")
+    status, told = check(unpacked)
+    assert (status, told.startswith(f"{crate.METADATA}: cannot be read (")) == (1, True)
+
+
+def test_what_git_does_not_have_is_not_handed_on_and_a_folder_in_the_way_stays(inside: Path) -> None:
+    for name in ("reports/patients.csv", "stages/.env"):
+        (inside / name).write_text("a secret")
+    handed = crate.carried()
+    assert {"dvc.lock", "stages/report.py", "reports/index.html"} <= set(handed)
+    assert not {"reports/patients.csv", "stages/.env"} & set(handed)
+    (inside / "crate.zip").rename(inside / "kept.zip")
+    (inside / "crate.zip").mkdir()
+    with pytest.raises(SystemExit, match=r"crate\.zip is a folder"):
+        crate.main([])
+    (inside / "crate.zip").rmdir()
+    (inside / "kept.zip").rename(inside / "crate.zip")
+    for name in ("reports/patients.csv", "stages/.env"):
+        (inside / name).unlink()
+
+
 def test_a_changed_hash_in_the_metadata_fails(unpacked: Path) -> None:
     metadata = unpacked / crate.METADATA
     held = files.sha256(unpacked / "params.yaml")
@@ -180,11 +206,11 @@ def test_without_models_or_with_another_lock_there_is_no_crate(
     monkeypatch.chdir(tmp_path / "bare")
     with pytest.raises(SystemExit, match="data/export is not here, which a crate hands on"):
         crate.main([])
-    monkeypatch.setattr(lock, "lock_faults", lambda: ["evaluate: changed"])
-    with pytest.raises(SystemExit, match=r"a crate is of a run that dvc\.lock belongs to"):
+    monkeypatch.setattr(audit, "whole", lambda: (["evaluate: changed"], audit.Seen()))
+    with pytest.raises(SystemExit, match="evaluate: changed\na crate is of a commit and a run that"):
         crate.main([])
     assert not Path("crate.zip").exists()
-    monkeypatch.setattr(lock, "lock_faults", list)
+    monkeypatch.setattr(audit, "whole", lambda: ([], audit.Seen()))
     shutil.rmtree(".git")
     with pytest.raises(SystemExit, match="git"):
         crate.main([])

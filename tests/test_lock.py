@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import wiring
 
 from stages.core import files
-from stages.pipeline import lock
+from stages.pipeline import lock, recovery
 
 ROOT = Path(__file__).parent.parent
 ENTRIES: dict[str, Any] = {
@@ -154,11 +155,34 @@ def test_prune_drops_what_a_dropped_cell_made_and_nothing_else(tmp_path: Path, m
     assert list(lock.entries()) == ["train@kept"]
 
 
+GOOD: dict[str, Any] = {"cmd": "x", "outs": [{"path": "data/a", "hash": "md5", "md5": "0" * 32, "size": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "place"),
+    [
+        (GOOD | {"evil": 1}, "stages, a, evil"),
+        (GOOD | {"deps": None}, "stages, a, deps"),
+        ({"outs": []}, "stages, a, cmd"),
+        (None, "stages, a"),
+        (GOOD | {"outs": [{"path": "data/a", "size": 1}]}, "stages, a, outs, 0, md5"),
+        (GOOD | {"outs": [GOOD["outs"][0] | {"size": True}]}, "stages, a, outs, 0, size"),
+        (GOOD | {"params": {"other.yaml": {"a": 1}}}, "stages, a, params, other.yaml"),
+    ],
+)
+def test_a_lock_of_another_form_is_refused_by_the_place(entry: Any, place: str) -> None:
+    recovery.require_known(Path("dvc.lock"), {"schema": "2.0", "stages": {"a": GOOD}})
+    with pytest.raises(recovery.LockFileError, match=re.escape(f"({place}")):
+        recovery.require_known(Path("dvc.lock"), {"schema": "2.0", "stages": {"a": entry}})
+    with pytest.raises(recovery.LockFileError, match=r"\(datasets"):
+        recovery.require_known(Path("dvc.lock"), {"schema": "2.0", "stages": {}, "datasets": {}})
+
+
 @pytest.mark.parametrize("command", [("check",), ("prune",), ("compare", "dvc.lock")])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "dvc.lock is cut off: `git checkout dvc.lock` brings the committed one back"),
+        (b"", "dvc.lock is cut off or damaged: `git checkout dvc.lock` brings the committed one back"),
         (b"stages:\n<<<<<<< ours\n", "dvc.lock holds the conflicts of a merge: take one side"),
         (b"schema: '2.0'\n", "dvc.lock is cut off"),
         (b"\xff\xfe\x00", "dvc.lock is cut off"),

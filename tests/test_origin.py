@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,34 @@ def test_what_is_not_there_is_refused_with_what_is_near(asked: str, said: str) -
     assert (status, told) == (1, "")
     assert re.search(said, error)
     assert "Traceback" not in error
+
+
+def test_a_value_of_a_changed_file_is_shown_as_such_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("stages", "reports", "dvc.lock", "params.yaml"):
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["origin", ADDRESS])
+    told = []
+    for change in ("", "\n"):
+        with Path("reports/metrics/chestxray14.json").open("a") as file:
+            file.write(change)
+        with pytest.raises(SystemExit) as ended:
+            origin.main()
+        told.append((ended.value.code, "NOT as dvc.lock records it" in capsys.readouterr().out.splitlines()[2]))
+    assert told == [(False, False), (True, True)]
+
+
+def test_a_file_that_is_not_in_a_stages_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/export").mkdir(parents=True)
+    (tmp_path / "data/export/student.onnx").write_text("x")
+    entries = {"export": {"cmd": "x", "outs": [{"path": "data/export", "md5": lock.md5(Path("data/export"))}]}}
+    assert origin.state_of(entries, "data/export/student.onnx") == origin.AS_RECORDED
+    with pytest.raises(ValueError, match=r"export made data/export, in which there is no other\.onnx"):
+        origin.state_of(entries, "data/export/other.onnx")
 
 
 def test_code_that_changed_since_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,8 @@ def test_a_remote_that_does_not_answer_is_told_and_what_is_here_stays(first: Mac
         (("push",), "no remote is named: make remote URL="),
         (("pull",), "no remote is named: make remote URL="),
         (("add", ""), "a URL is needed"),
+        (("add", "azure://x/y"), "results are kept in a folder, or at s3://, ssh://, gs://, got azure://x/y"),
+        (("add", "dvc.yaml"), "dvc.yaml is a file, where a folder is needed"),
         (("add", "gs://bucket/x"), "DVC reaches gs:// by dvc-gs, which is not installed: `pip install dvc-gs`"),
     ],
 )

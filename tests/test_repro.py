@@ -185,7 +185,7 @@ def test_half_a_lock_is_put_back_too() -> None:
             "stages:\n<<<<<<< ours\n  a: 1\n=======\n  a: 2\n>>>>>>> theirs\n",
             "dvc.lock holds the conflicts of a merge: take",
         ),
-        ("", "dvc.lock is cut off: `git checkout dvc.lock` brings the committed one back"),
+        ("", "dvc.lock is cut off or damaged: `git checkout dvc.lock` brings the committed one back"),
     ],
 )
 def test_a_lock_that_cannot_be_put_back_is_refused_with_the_way_out(content: str, message: str) -> None:

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tqdm import tqdm
@@ -84,12 +85,18 @@ class Named:
         md5: its hash, of a folder with `.dir` at its end.
         stage: that names it.
         is_cached: whether DVC's cache must have it.
+        size: its bytes as recorded, if they are.
+        files: of a folder how many, likewise.
+        is_program: whether it is recorded as one.
     """
 
     path: str
     md5: str
     stage: str
     is_cached: bool
+    size: int | None
+    files: int | None
+    is_program: bool
 
 
 class Hashes:
@@ -135,13 +142,15 @@ def _md5(path: Path) -> str:
 
 
 def named(entries: dict[str, Any], cached: set[str]) -> list[Named]:
-    """All that dvc.lock names, outputs before inputs, each path once; twice where two stages name two hashes of it."""
-    found: dict[tuple[str, str], Named] = {}
+    """All that dvc.lock names, outputs before inputs, each once; again where another stage says otherwise of it."""
+    found: dict[tuple[Any, ...], Named] = {}
     for kind in ("outs", "deps"):
         for stage, entry in entries.items():
             for one in entry.get(kind, []):
-                is_cached = kind == "outs" and one["path"] in cached
-                found.setdefault((one["path"], one["md5"]), Named(one["path"], one["md5"], stage, is_cached))
+                said = one["path"], one["md5"], one.get("size"), one.get("nfiles"), bool(one.get("isexec"))
+                path, md5, size, count, is_program = said
+                is_cached = kind == "outs" and path in cached
+                found.setdefault(said, Named(path, md5, stage, is_cached, size, count, is_program))
     return list(found.values())
 
 
@@ -232,6 +241,8 @@ def _here_faults(
     if path.is_file():
         if (found := hashes.of(path)) != md5:
             yield Fault(str(path), one.stage, md5, found, AGAIN)
+        elif not one.is_cached and path.is_symlink():
+            yield Fault(str(path), one.stage, "a file", f"a link to {path.readlink()}", AGAIN)
         elif not is_kept:
             kept = str(objects[md5])
             yield Fault(kept, in_cache(one), md5, "nothing", f"`dvc commit {one.stage}`")
@@ -242,13 +253,27 @@ def _here_faults(
 
 
 def _strangers(all_named: list[Named], wanted: set[str]) -> Iterator[Fault]:
-    """Files in an output's folder that its list does not name."""
+    """What lies in an output's folder and its list does not name, links and what DVC passes over too."""
+    for folder in {one.path for one in all_named if one.is_cached and one.md5.endswith(FOLDER)}:
+        for path in sorted(Path(folder).rglob("*")):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not is_folder and str(path) not in wanted and path.name != ".DS_Store":
+                stage = next(one.stage for one in all_named if one.path == folder)
+                yield Fault(str(path), stage, "nothing", "a file that the stage did not make", "remove it")
+
+
+def said_faults(all_named: list[Named]) -> Iterator[Fault]:
+    """Where dvc.lock says other bytes, another number of files, or a program, than its hash is of."""
     for one in all_named:
-        folder = Path(one.path)
-        if one.is_cached and one.md5.endswith(FOLDER) and folder.is_dir():
-            for path in members(folder):
-                if str(path) not in wanted:
-                    yield Fault(str(path), one.stage, "nothing", "a file that the stage did not make", "remove it")
+        path = Path(one.path)
+        inside = members(path) if path.is_dir() else [path] if path.is_file() else []
+        if not inside:
+            continue
+        size, count = sum(file.stat().st_size for file in inside), len(inside) if path.is_dir() else None
+        is_program = path.is_file() and os.access(path, os.X_OK) and bool(path.stat().st_mode & 0o100)
+        if one.size not in (None, size) or one.files not in (None, count) or one.is_program > is_program:
+            said = f"{one.size} bytes, {one.files or 1} files{', a program' if one.is_program else ''}"
+            yield Fault(one.path, one.stage, said, f"{size} bytes, {len(inside)} files", REPRO)
 
 
 def declared_faults(entries: dict[str, Any], stages: Iterable[Any], values: Any) -> Iterator[Fault]:
@@ -271,8 +296,9 @@ def declared_faults(entries: dict[str, Any], stages: Iterable[Any], values: Any)
             has = ("dvc.yaml", "dvc.lock")[key in recorded]
             yield Fault(f"params.yaml: {key}", stage.name, "it in dvc.yaml and dvc.lock", f"it in {has} alone", REPRO)
         for key in sorted(keys & recorded.keys()):
-            if (now := _value(values, key)) != recorded[key]:
-                yield Fault(f"params.yaml: {key}", stage.name, json.dumps(recorded[key]), json.dumps(now), REPRO)
+            before, now = (json.dumps(one, sort_keys=True) for one in (recorded[key], _value(values, key)))
+            if now != before:  # as text, since 1 == True
+                yield Fault(f"params.yaml: {key}", stage.name, before, now, REPRO)
         if stage.cmd != entry["cmd"]:
             yield Fault("command", stage.name, entry["cmd"], stage.cmd, REPRO)
 
@@ -306,14 +332,39 @@ def uncommitted(folder: str = ".") -> list[tuple[str, str]]:
     return [(line[:2], line[3:].removeprefix(top)) for line in filter(None, listed.split("\0"))]
 
 
+def hidden() -> Iterator[tuple[str, str]]:
+    """(path, what it is) of files that `git status` passes over: by a flag, a time stamp, or a rule to ignore them."""
+    tracked = dict[str, str]()
+    for line in filter(None, git("ls-tree", "-r", "-z", "HEAD").split("\0")):
+        about, _, path = line.partition("\t")
+        mode, _, blob = about.split(" ")
+        if mode.startswith("100") and Path(path).is_file():
+            tracked[path] = blob
+    given = "".join(f"{path}\n" for path in tracked if "\n" not in path)
+    words = ["git", "hash-object", "--stdin-paths"]
+    hashes = subprocess.run(words, input=given, capture_output=True, text=True, check=True).stdout.split()
+    yield from (
+        (path, "other content")
+        for path, found in zip(given.splitlines(), hashes, strict=True)
+        if found != tracked[path]
+    )
+    known = set(filter(None, git("ls-files", "-z").split("\0")))
+    modules = [*Path().glob("*.py*"), *Path("stages").rglob("*.py*")]
+    for path in sorted(path.as_posix() for path in modules if path.is_file() and "__pycache__" not in path.parts):
+        if path not in known:
+            yield path, STATES["??"]
+
+
 def commit_faults(entries: dict[str, Any], seen: Seen) -> Iterator[Fault]:
     """Files that are not as the commit has them; results that the lock vouches for are only noted."""
     made = set(lock.producers(entries)) | {str(lock.LOCK)}
-    for state, path in uncommitted():
+    changed = {path: STATES.get(state, "other content") for state, path in uncommitted()}
+    if Path(".git").exists():  # a preset's run lies in its repository's folder, which ignores it
+        changed = {**dict(hidden()), **changed}
+    for path, found in sorted(changed.items()):
         if path in made or any(parent.as_posix() in made for parent in Path(path).parents):
             seen.uncommitted.append(path)
         else:
-            found = STATES.get(state, "other content")
             yield Fault(path, "the commit", "what the commit has", found, "commit it, or bring it back by git")
 
 
@@ -380,7 +431,8 @@ def whole() -> tuple[list[str], Seen]:
     faults: list[Any] = [
         *lock.chain_faults(entries, [stage.name for stage in stages]),
         *declared_faults(entries, stages, values),
-        *file_faults(entries, cached, cache, seen),
+        *(of_files := list(file_faults(entries, cached, cache, seen))),
+        *(one for one in said_faults(named(entries, cached)) if one.what not in {fault.what for fault in of_files}),
         *commit_faults(entries, seen),
         *package_faults(),
         *source_faults(values, seen),
@@ -394,7 +446,8 @@ def verdict(faults: list[str], seen: Seen, seconds: float) -> str:
     """A line to paste: commit, lock, what was read, how it ended."""
     asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     of_lock = hashlib.sha256(lock.LOCK.read_bytes()).hexdigest()[:12]
-    ended = f"{len(faults)} faults" if faults else "all as recorded"
+    unread = f", but for {len(seen.absent)} outputs that are not here" if seen.absent else ""
+    ended = f"{len(faults)} faults" if faults else f"all as recorded{unread}"
     read = f"{seen.files:,} files and {seen.bytes:,} bytes read in {seconds:.0f} s"
     return f"audit of {asked[:12] or 'no commit'}, dvc.lock {of_lock}: {read}: {ended}"
 
@@ -404,7 +457,7 @@ def main() -> None:
     start = time.monotonic()
     try:
         faults, seen = whole()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError, DvcException) as error:
         sys.exit(str(error))
     for fault in faults:
         print(fault)

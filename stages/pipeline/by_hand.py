@@ -30,6 +30,10 @@ RUN = ("stages/core", "stages/datasets", "stages/device", "stages/explainers", "
        "stages/sources")  # fmt: skip
 
 
+class StampError(ValueError):
+    """The stamps cannot be read; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Made:
     """What makes a page.
@@ -46,6 +50,7 @@ class Made:
 PAGES = {
     "bench": Made("make bench", ("benchmarks", *RUN)),
     "coverage": Made("python -m benchmarks.coverage", ("benchmarks/coverage.py", "stages/judging")),
+    "integers": Made("make integers", ("benchmarks/integers.py", "stages/device", "stages/learning", "stages/nets")),
     "maps": Made("make maps", ("benchmarks/maps.py", "stages/explainers", "stages/judging", "stages/nets")),
     "parity": Made("make parity", ("tests/parity.py", "stages/datasets", "stages/harmonize.py", "stages/sources")),
     "soak": Made("make soak", ("tests/soak", "stages/pipeline", "stages/core")),
@@ -101,16 +106,29 @@ def _write(name: str, code: dict[str, str], commit: str) -> None:
 
 
 def read() -> dict[str, Any]:
-    """Page -> its stamp."""
-    return dict(files.read_json(STAMPS)) if STAMPS.exists() else {}
+    """Page -> its stamp.
+
+    Raises:
+        StampError: the file is damaged, or has stamps of pages that nobody makes.
+    """
+    try:
+        held: dict[str, Any] = files.read_json(STAMPS) if STAMPS.exists() else {}
+        is_whole = all({"command", "commit", "sha256", "code"} == about.keys() for about in held.values())
+    except (ValueError, TypeError, AttributeError):
+        held, is_whole = {}, False
+    if not is_whole or held.keys() - PAGES.keys():
+        raise StampError(f"{STAMPS} is not as the commands write it that make pages: `git checkout {STAMPS}`")
+    return held
 
 
 def edited() -> Iterator[tuple[str, str, str]]:
-    """(page, stamped hash, its hash) of each page that is not as it was stamped."""
-    for name, about in read().items():
+    """(page, stamped hash, its hash) of each page that is not as it was stamped, or was not stamped."""
+    held = read()
+    for name in PAGES:
+        stamped = held[name]["sha256"] if name in held else "a stamp"
         found = digest(page_of(name)) if page_of(name).is_file() else "nothing"
-        if found != about["sha256"]:
-            yield str(page_of(name)), about["sha256"], found
+        if found != stamped and (name in held or found != "nothing"):
+            yield str(page_of(name)), stamped, found
 
 
 def stale() -> Iterator[str]:

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,8 @@ def _interval(tables: Sequence[pd.DataFrame | None], model: str, mean: str) -> t
 def margin_of(base: str) -> float:
     """By how much a metric may fall: the smaller of both, so that no change widens it for itself."""
     values = [YAML(typ="safe").load(text) for revision in (base, HERE) if (text := content(revision, str(params.FILE)))]
-    return min(float(value["evaluate"]["margin"]) for value in values)
+    known = [value.get("evaluate", {}).get("margin") for value in values]
+    return min(float(margin) for margin in known if margin is not None)
 
 
 def changed_files(base: str, folder: str) -> list[str]:
@@ -265,14 +267,14 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a file to append to, e.g. the summary of a CI job")
     args = parser.parse_args()
     try:
-        lines, faults = compare(args.base)
+        with args.into.open("a", encoding="utf-8") if args.into else nullcontext() as file:
+            lines, faults = compare(args.base)
+            text = "\n".join(lines)
+            print(text)
+            if file:
+                file.write(text + "\n")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(str(error))
-    text = "\n".join(lines)
-    print(text)
-    if args.into:
-        with args.into.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
     sys.exit(bool(faults))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.pages import readme
-from stages.pipeline import audit, lock
+from stages.pipeline import audit, by_hand, lock
 from stages.pipeline.revisions import HERE, Entry, content, entries
 
 TIMED = ".timing.json"  # ends the name of what is measured anew each time
@@ -157,4 +157,5 @@ def check(head: str, margin: float) -> tuple[list[str], list[str]]:
     """
     of_head = entries(head)
     faults, listed = regenerated(of_head, head, margin)
-    return [*edited(head, of_head), *rewritten(head, of_head), *faults], listed
+    stamped = [f"{page}: not as {by_hand.STAMPS} has it" for page, _, _ in by_hand.edited()]
+    return [*edited(head, of_head), *rewritten(head, of_head), *stamped, *faults], listed

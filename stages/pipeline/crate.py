@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import arguments, files, params
-from stages.pipeline import lock, origin
+from stages.pipeline import audit, lock, origin
 
 INTO = Path("crate.zip")  # a folder here would be another project to DVC, by its dvc.yaml
 CARRIED = ("LICENSE", "README.md", "dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock", "stages", "reports")
-UNTOLD = ("demo",)  # of reports, what git does not hold
 MODELS = Path("data/export")
 WORKFLOW, MAIN = "dvc.yaml", ["File", "SoftwareSourceCode", "ComputationalWorkflow"]
 METADATA, SBOM, STATEMENT, CHECK = "ro-crate-metadata.json", "sbom.json", "models.intoto.json", "check.py"
@@ -47,6 +46,19 @@ class CrateError(RuntimeError):
     """There is nothing that may be handed on; the message says why."""
 
 
+def carried() -> list[str]:
+    """The files of CARRIED that git has; of a preset's run, whose folder it ignores, reports as dvc.lock names them."""
+    is_run = not Path(".git").exists()
+    words = ["git", "-C", "../.." if is_run else ".", "ls-files", "-z", "--", *CARRIED]
+    tracked = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = [name for name in tracked if name and Path(name).is_file()]
+    if is_run:
+        outs = [Path(out) for out in lock.producers(lock.read(lock.LOCK)) if out.startswith("reports/")]
+        made = [file for out in outs for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()]
+        names = [name for name in names if not name.startswith("reports/")] + [file.as_posix() for file in made]
+    return sorted(names)
+
+
 def copy(into: Path) -> list[str]:
     """Copy what a crate carries; returns the paths.
 
@@ -55,13 +67,10 @@ def copy(into: Path) -> list[str]:
     """
     if not MODELS.is_dir():
         raise CrateError(f"{MODELS} is not here, which a crate hands on: `dvc pull {MODELS}` or `make repro`")
-    for name in (*CARRIED, MODELS.as_posix()):
-        source, target = Path(name), into / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", *UNTOLD, "*.part"))
-        elif source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    models = [path.as_posix() for path in sorted(MODELS.rglob("*")) if path.is_file()]
+    for path in (*carried(), *models):
+        (into / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, into / path)
     shutil.copyfile(CHECKER, into / CHECK)
     return sorted(path.relative_to(into).as_posix() for path in into.rglob("*") if path.is_file())
 
@@ -188,10 +197,10 @@ def fill(folder: Path) -> None:
     """Write what a crate holds into an empty folder.
 
     Raises:
-        CrateError: dvc.lock is of another state, or there is nothing to hand on.
+        CrateError: the audit has faults, or there is nothing to hand on.
     """
-    if faults := lock.lock_faults():
-        raise CrateError("\n".join([*faults, "a crate is of a run that dvc.lock belongs to"]))
+    if faults := audit.whole()[0]:
+        raise CrateError("\n".join([*faults, "a crate is of a commit and a run that `make audit` passes"]))
     values, entries = params.read(), lock.read(lock.LOCK)
     revision, when = committed()
     paths = copy(folder)
@@ -219,8 +228,12 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
+            if INTO.is_dir():
+                raise CrateError(f"{INTO} is a folder, where the crate is to be: move it")
             fill(folder)
-            done = subprocess.run([sys.executable, CHECK], cwd=folder, capture_output=True, text=True, check=True)
+            done = subprocess.run([sys.executable, CHECK], cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise CrateError(f"the crate fails its own check: {done.stdout}{done.stderr}")
             pack(folder, INTO)
         except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
             sys.exit(str(error))

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 METADATA = "ro-crate-metadata.json"
 
@@ -24,9 +25,16 @@ def sha256(path: Path) -> str:
 
 def faults(folder: Path) -> Iterator[str]:
     """Each in a line."""
-    graph = json.loads((folder / METADATA).read_text(encoding="utf-8"))["@graph"]
-    named = {one["@id"]: one["sha256"] for one in graph if "sha256" in one}
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    try:
+        graph = json.loads((folder / METADATA).read_text(encoding="utf-8"))["@graph"]
+        named = {unquote(one["@id"]): one["sha256"] for one in graph if "sha256" in one}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        yield f"{METADATA}: cannot be read ({error}): unpack the archive again"
+        return
+    entries = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    links = {path for path in entries if path.is_symlink() or not path.is_file()}
+    yield from (f"{path.relative_to(folder)}: a link, or no file" for path in sorted(links))
+    there = {path.relative_to(folder).as_posix() for path in entries if path not in links}
     for path in sorted(named.keys() | there - {METADATA}):
         if path not in named:
             yield f"{path}: no file that the metadata names"
@@ -42,7 +50,9 @@ def main() -> None:
     found = list(faults(folder))
     for fault in found:
         print(fault)
-    print(f"{len(found)} faults" if found else "every file is as named", f"by {METADATA} {sha256(folder / METADATA)}")
+    own = folder / METADATA
+    named_by = f"by {METADATA} {sha256(own)}" if own.is_file() else ""
+    print(f"{len(found)} faults" if found else "every file is as named", named_by)
     sys.exit(bool(found))
 
 

@@ -3,8 +3,9 @@
 Prints the value, then each stage that it was made by: command, code with its last commit, parameters, and what it
 read, from which stage, down to the owners' files with their licence. `--json` has the whole for machines, `--whole` for
 people.
-Hashes are those of dvc.lock; code and what git holds are read and compared, data is left to `make audit`, which reads
-all. Of a folder that a stage read (`data/predictions`), a number of some models is traced to those alone.
+Hashes are those of dvc.lock. The file itself, code and what git holds are read and compared (it ends with 1 where the
+file is another); other data is left to `make audit`, which reads all. Of a folder that a stage read
+(`data/predictions`), a number of some models is traced to those alone.
 """
 
 import json
@@ -109,6 +110,26 @@ def state(one: Entry) -> str:
     return AS_RECORDED if lock.md5(path) == one["md5"] else OTHER
 
 
+def state_of(entries: dict[str, Entry], file: str) -> str:
+    """Whether a file that stages made, or the folder that it lies in, has the bytes that dvc.lock says.
+
+    Raises:
+        ValueError: the folder is here and holds no such file.
+    """
+    found = AS_RECORDED
+    for out, (stage, md5) in Makers(entries).made.items():
+        path = Path(out)
+        if out != file and not (file.startswith(f"{out}/") or out.startswith(f"{file}/")):
+            continue
+        if file.startswith(f"{out}/") and path.is_dir() and not Path(file).exists():
+            raise ValueError(f"{stage} made {out}, in which there is no {file.removeprefix(f'{out}/')}")
+        if not path.exists():
+            found = ABSENT if found == AS_RECORDED else found
+        elif lock.md5(path) != md5:
+            found = OTHER
+    return found
+
+
 def last_commit(paths: list[str]) -> str | None:
     """Hash and day of the last commit, that changed any of these if there are some; None without git's history."""
     if paths and _git("rev-parse", "--is-shallow-repository") == "true":
@@ -153,13 +174,15 @@ def explain(address: str) -> Entry:
         address: `<file>`, or `<file>:<key>/<key>/...` of a JSON file.
 
     Raises:
-        ValueError: no stage made the file, or nothing is at the address.
+        ValueError: no stage made the file, it is not in the folder that a stage made, or nothing is at the address.
         FileNotFoundError: the file of a number is not here, or dvc.lock.
     """
     file, _, keys = address.partition(":")
     file = os.path.normpath(file)
     values = params.read()
-    stages = trace(lock.read(lock.LOCK), file, keys)
+    entries = lock.read(lock.LOCK)
+    stages = trace(entries, file, keys)
+    is_as_recorded = state_of(entries, file)
     value = _value(file, keys, address) if keys else None
     for stage in stages.values():
         for one in (*stage["code"], *stage["reads"], *stage["made"]):
@@ -168,6 +191,7 @@ def explain(address: str) -> Entry:
     return {
         "address": address,
         "value": value,
+        "state": is_as_recorded,
         "commit": last_commit([]),
         "packages": {name: metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "machine": machine(stages),
@@ -196,6 +220,8 @@ def told(found: Entry, is_whole: bool) -> Iterator[str]:
     yield found["address"]
     if value is not None:
         yield f"= {_short(value, is_whole)}"
+    if found["state"] == OTHER:
+        yield "NOT as dvc.lock records it: changed since (`make audit` names all that is)"
     versions = ", ".join(f"{name} {version}" for name, version in sorted(found["packages"].items()))
     yield f"at commit {found['commit'] or 'unknown'}; installed: {versions}"
     if found["machine"]:
@@ -297,6 +323,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(told(found, args.whole)))
+    sys.exit(found["state"] == OTHER)
 
 
 if __name__ == "__main__":

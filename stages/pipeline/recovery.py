@@ -17,9 +17,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -36,6 +37,33 @@ GUARD = "stages.pipeline.guard"
 SCHEMA = "2.0"  # of dvc.lock
 CONFLICT = b"<<<<<<<"
 GRACE_S = 10  # for a process that was asked to end
+
+
+class _Form(BaseModel):
+    """What this DVC writes and nothing more: a field that nobody reads proves nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Item(_Form):
+    path: StrictStr
+    md5: StrictStr
+    hash: StrictStr | None = None
+    size: StrictInt | None = None
+    nfiles: StrictInt | None = None
+    isexec: StrictBool | None = None
+
+
+class _Entry(_Form):
+    cmd: StrictStr
+    deps: list[_Item] = []
+    params: dict[Literal["params.yaml"], dict[str, Any]] = {}
+    outs: list[_Item] = []
+
+
+class _Lock(_Form):
+    version: StrictStr = Field(alias="schema")
+    stages: dict[str, _Entry]
 
 
 class LockFileError(ValueError):
@@ -65,10 +93,10 @@ def is_whole(content: bytes) -> bool:
 
 
 def require_known(lock: Path, values: dict[str, Any]) -> None:
-    """Check the version of a whole lock file's form.
+    """Check the form of a whole lock file.
 
     Raises:
-        LockFileError: it is one that this DVC does not write.
+        LockFileError: it is not as this DVC writes it.
     """
     version = values.get("schema")
     if version != SCHEMA:
@@ -76,6 +104,15 @@ def require_known(lock: Path, values: dict[str, Any]) -> None:
             f"{lock} was written by another version of DVC (form {version}, this one has {SCHEMA}): `make setup` "
             f"installs the pinned one; `git checkout {lock}` brings the committed file back"
         )
+    try:
+        _Lock.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ", ".join(map(str, first["loc"]))
+        raise LockFileError(
+            f"{lock} is not as DVC writes it ({place}: {first['msg']}): `git checkout {lock}` brings the committed one "
+            "back"
+        ) from error
 
 
 def broken(lock: Path, content: bytes) -> LockFileError:
@@ -86,7 +123,7 @@ def broken(lock: Path, content: bytes) -> LockFileError:
             "which runs what differs"
         )
     return LockFileError(
-        f"{lock} is cut off: `git checkout {lock}` brings the committed one back; without it all stages run"
+        f"{lock} is cut off or damaged: `git checkout {lock}` brings the committed one back; without it all stages run"
     )
 
 

@@ -37,6 +37,11 @@ def add(url: str) -> list[str]:
     scheme, separator, _ = url.partition("://")
     if not url or url.startswith("-"):
         raise RemoteError(f"a URL is needed, such as /mnt/results or s3://bucket/results, got {url!r}")
+    if separator and scheme not in NEEDED:
+        known = ", ".join(f"{one}://" for one in NEEDED)
+        raise RemoteError(f"results are kept in a folder, or at {known}, got {url}")
+    if not separator and Path(url).exists() and not Path(url).is_dir():
+        raise RemoteError(f"{url} is a file, where a folder is needed")
     if separator and (package := NEEDED.get(scheme)) and importlib.util.find_spec(package) is None:
         how = "`pip install dvc-gs`" if scheme == "gs" else "`make extra`"
         raise RemoteError(f"DVC reaches {scheme}:// by {package.replace('_', '-')}, which is not installed: {how}")

@@ -8,15 +8,15 @@ folders.
 
 import fnmatch
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from stages.core import arguments, plugins
+from stages.pipeline import lock
 
 MAGIC = {b"PAR1": (0, "parquet"), b"DICM": (128, "DICOM")}  # content, and where in a file it stands
 FILMS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_BYTES = 1_000_000
-OURS = ("stages/", "tests/", "benchmarks/", "presets/", "reports/")  # code and results, none of which is a film
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -37,13 +37,20 @@ def film_of(name: str) -> str | None:
     return None
 
 
-def fault(path: Path, known: list[tuple[str, str]]) -> str | None:
-    """Why a file may not be committed, if it may not."""
-    owner = next((dataset for pattern, dataset in known if fnmatch.fnmatch(path.name, pattern)), None)
+def fault(path: Path, known: list[tuple[str, str]], made: Collection[str]) -> str | None:
+    """Why a file may not be committed, if it may not.
+
+    Args:
+        path: of it.
+        known: of `names`.
+        made: what stages made, pictures of the report among them.
+    """
+    name = path.name.lower()
+    owner = next((dataset for pattern, dataset in known if fnmatch.fnmatchcase(name, pattern.lower())), None)
     if owner:
         return f"has the name of a file of {owner}'s owner"
-    is_film = path.suffix.lower() in FILMS and not path.as_posix().startswith(OURS)
-    if is_film and (owner := film_of(path.as_posix())):
+    is_film = path.suffix.lower() in FILMS and not any(one.as_posix() in made for one in (path, *path.parents))
+    if is_film and (owner := film_of(path.with_suffix(path.suffix.lower()).as_posix())):
         return f"has the name of a film of {owner}"
     if path.is_file():
         with path.open("rb") as file:
@@ -60,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     """Check each path, end with 1 where one is refused."""
     parser = arguments.parser(__doc__)
     parser.add_argument("paths", nargs="*", type=Path, help="files that are to be committed")
-    known = sorted(set(names()))
-    found = [f"{path} {reason}" for path in parser.parse_args(argv).paths if (reason := fault(path, known))]
+    known, made = sorted(set(names())), lock.producers(lock.read(lock.LOCK)) if lock.LOCK.exists() else {}
+    found = [f"{path} {reason}" for path in parser.parse_args(argv).paths if (reason := fault(path, known, made))]
     if found:
         sys.exit("\n".join([*found, "take it out: git restore --staged <path>"]))
 
