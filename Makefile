@@ -67,7 +67,8 @@ params: setup  ## print params.yaml, or with PRESET=... the whole that the prese
 	@$(PRESETS) --print -- "$$PRESET"
 
 audit: setup  ## is this checkout what dvc.lock and git say, byte by byte (QUICK=1: unread); FILE=... [KEY=...]: where a file or a number in it comes from, in short (WHOLE=1, JSON=1) (PRESET=... for a run's)
-	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.origin $(if $(JSON),--json )$(if $(WHOLE),--whole )--key="$$KEY" -- "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
+	@[[ -z "$$KEY" || -n "$$FILE" ]] || { echo "KEY is of a file: add FILE=<path>"; exit 1; }
+	@$(IN_RUN) python -m $(if $(FILE),stages.pipeline.origin $(if $(JSON),--json ,$(if $(WHOLE),--whole ))--key="$$KEY" -- "$$FILE",$(if $(QUICK),stages.pipeline.lock check,stages.pipeline.audit))
 
 changes: setup  ## what moved since another commit, and is it noise: make changes BASE=origin/main (after make repro)
 	@python -m stages.pipeline.changes --base="$$BASE" $${INTO:+--into="$$INTO"}

@@ -141,6 +141,13 @@ def test_a_run_of_another_version_is_told_with_the_way_out(checkout: Path) -> No
     assert f"{told} PRESET=smoke brings it to this one" in said
 
 
+def test_a_key_without_its_file_is_refused_and_json_goes_before_whole(checkout: Path) -> None:
+    status, calls, said = make(checkout, "audit", "KEY=a/b")
+    assert (status != 0, calls, "KEY is of a file: add FILE=<path>" in said) == (True, [], True)
+    calls = make(checkout, "audit", "FILE=x.json", "KEY=a", "JSON=1", "WHOLE=1")[1]
+    assert calls == [f"{checkout.name}: -m stages.pipeline.origin --json --key=a -- x.json"]
+
+
 def test_make_hands_lanes_on_so_that_zero_is_refused(checkout: Path) -> None:
     assert f"{checkout.name}: -m stages.pipeline.repro --lanes 0" in make(checkout, "repro", "LANES=0")[1]
 

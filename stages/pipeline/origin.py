@@ -20,7 +20,7 @@ from typing import Any
 
 from stages.core import arguments, files, params, plugins
 from stages.pages import addresses
-from stages.pipeline import lock
+from stages.pipeline import by_hand, lock
 
 PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "onnxruntime", "dvc")  # that a number may depend on
 SHORT = 60  # characters of a value in a summary
@@ -71,6 +71,10 @@ def trace(entries: dict[str, Entry], file: str, keys: str = "") -> dict[str, Ent
     makers = Makers(entries)
     pending, found = makers.of(file), dict[str, Entry]()
     if not pending:
+        for name, about in by_hand.read().items():
+            if by_hand.page_of(name).as_posix() == file:
+                raise ValueError(f"no stage made {file}: `{about['command']}` did, at commit {about['commit']}; `make "
+                                 "audit` tells whether it is as then, and what has changed since")  # fmt: skip
         raise ValueError(f"no stage in dvc.lock made {file}: {_nearest(makers, file)}")
     narrowed = set(pending)
     while pending:

@@ -57,14 +57,14 @@ def outputs(repo: Any) -> list[audit.Named]:
     return [one for one in audit.named(entries, cached) if one.is_cached]
 
 
-def missing(one: audit.Named, cache: Path) -> list[str]:
-    """The files of an output that DVC's cache lacks; of a folder whose list it lacks, the folder."""
-    if not one.md5.endswith(audit.FOLDER):
-        return [] if audit.cache_path(cache, one.md5).is_file() else [one.path]
-    inside = audit.listed(one, cache)
+def missing(one: audit.Named, cache: Path) -> list[tuple[str, str]]:
+    """(path, MD5) of the files of an output that DVC's cache lacks; of a folder whose list it lacks, of the folder."""
+    inside: dict[str, str] | None = {one.path: one.md5}
+    if one.md5.endswith(audit.FOLDER):
+        inside = audit.listed(one, cache)
     if inside is None:
-        return [one.path]
-    return [path for path, md5 in inside.items() if not audit.cache_path(cache, md5).is_file()]
+        return [(one.path, one.md5)]
+    return [(path, md5) for path, md5 in inside.items() if not audit.cache_path(cache, md5).is_file()]
 
 
 def _bring_list(repo: Any, one: audit.Named, cache: Path) -> None:
@@ -133,9 +133,9 @@ def pull() -> tuple[list[str], list[str]]:
         if whole:  # no target would be all
             _check_out(repo, whole)
     faults = [
-        f"{path} ({one.stage}): the remote has no such object, or another content under its name (MD5 {one.md5})"
-        for one, paths in lost.items()
-        for path in paths
+        f"{path} ({one.stage}): the remote has no such object, or another content under its name (MD5 {md5})"
+        for one, files_ in lost.items()
+        for path, md5 in files_
     ]
     way_out = (
         "`make repro` makes again what is missing, and `make push` sends it; an object with another content must be "
