@@ -101,7 +101,10 @@ def test_machines_get_all_of_it_as_json_and_the_key_may_stand_apart() -> None:
         ("reports/metrics/padchest.json:rows/test/0/1", "nothing is at"),
         ("reports/metrics/padchets.json", r"no stage in dvc\.lock made .*nearest are reports/metrics/padchest\.json"),
         ("reports/report.md:auroc", "only JSON files have keys"),
-        ("reports/bench.md", r"no stage made reports/bench\.md: `make bench` did, at commit [0-9a-f]{7,}; `make audit`"),
+        (
+            "reports/bench.md",
+            r"no stage made reports/bench\.md: `make bench` did, at commit [0-9a-f]{7,}; `make audit`",
+        ),
         ("README.md", r"no stage in dvc\.lock made README\.md"),
     ],
 )

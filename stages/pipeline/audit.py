@@ -396,7 +396,7 @@ def source_faults(values: Any, seen: Seen) -> Iterator[Fault]:
             path = root / file["name"]
             stated = published.get(file["name"], {}).get("checksum", "")
             if stated.startswith("sha256:") and stated != f"sha256:{file['sha256']}":
-                remedy = f"fetch it again (`make fetch DATASET={dataset} ROOT={root}`)"
+                remedy = f"fetch it again (`make fetch DATASET={dataset} ROOT={root}`), unless it is a part of that one"
                 yield Fault(str(path), f"{dataset}'s owner", stated, f"sha256:{file['sha256']}", remedy)
             if not path.is_file():
                 if root.exists():
