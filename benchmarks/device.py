@@ -132,7 +132,7 @@ def _program(net: torch.nn.Module) -> Any:
 
     _unsafe_reset_threadpool(1)
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    return phone.runner(phone.to_executorch(plain, (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)))
+    return phone.Program(phone.to_executorch(plain, (torch.zeros(1, 3, SIZE_PX, SIZE_PX),)))
 
 
 def commands() -> list[measure.Line]:

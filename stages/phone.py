@@ -80,11 +80,20 @@ def to_executorch(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     return content
 
 
-def runner(content: bytes) -> Any:
-    """What runs a program: its method `forward`, with `execute`."""
-    from executorch.runtime import Runtime
+class Program:
+    """A program in ExecuTorch, which reads weights from the given bytes for as long as it runs."""
 
-    return Runtime.get().load_program(content).load_method("forward")
+    def __init__(self, content: bytes) -> None:
+        """Load what a .pte file holds."""
+        from executorch.runtime import Runtime
+
+        self._content = content  # freed, the runtime would read what lies there then
+        self._method = Runtime.get().load_program(content).load_method("forward")
+
+    def execute(self, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Its outputs."""
+        made: Sequence[Tensor] = self._method.execute(given)
+        return made
 
 
 def programs(
@@ -117,7 +126,7 @@ def require_same(content: bytes, session: running.Session, films: Sequence[Any],
     Raises:
         PhoneError: it answers otherwise.
     """
-    ours = runner(content)
+    ours = Program(content)
     for number, film in enumerate(films):
         place, square = number % session.findings, torch.from_numpy(film)
         given = [square] if name == ANSWER else [square, torch.tensor(place)]

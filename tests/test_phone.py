@@ -1,5 +1,6 @@
 """The exported student for ExecuTorch: it answers as onnxruntime does, or is not written."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -63,10 +64,19 @@ def test_the_student_answers_as_in_onnxruntime(net: nn.Module) -> None:
 def test_a_class_map_is_that_of_onnxruntime_for_each_finding(small: nn.Module, contents: dict[str, bytes]) -> None:
     mapping = session(graphs.Explanation(small, SIZE, CALIBRATION, STRIDE, "layer_cam"))
     phone.require_same(contents[phone.MAPS], mapping, FILMS, 1e-4, phone.MAPS)
-    ours = phone.runner(contents[phone.MAPS])
+    ours = phone.Program(contents[phone.MAPS])
     maps = [ours.execute([torch.from_numpy(FILMS[0]), torch.tensor(place)])[2].numpy() for place in range(OUTPUTS)]
     assert all(np.ptp(one) > 0 for one in maps)
     assert not np.allclose(maps[0], maps[1])
+
+
+def test_a_program_outlives_the_name_of_its_bytes(contents: dict[str, bytes]) -> None:
+    ours = phone.Program(bytes(bytearray(contents[phone.ANSWER])))
+    first = [made.clone() for made in ours.execute([torch.from_numpy(FILMS[0])])]
+    gc.collect()
+    others = [bytes(len(contents[phone.ANSWER])) for _ in range(20)]
+    assert torch.equal(ours.execute([torch.from_numpy(FILMS[0])])[0], first[0])
+    assert len(others) == 20
 
 
 def test_the_same_net_gives_the_same_bytes(small: nn.Module, contents: dict[str, bytes]) -> None:
