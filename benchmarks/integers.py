@@ -39,7 +39,7 @@ from stages.sources.images import Images
 RESULT = Path("reports/integers.md")
 BETA = 0.02  # of a logit: a third of what rounding moves one by, where the loss towards the student's own turns linear
 CLIP_NORM = 5.0
-LEVELS, UNSIGNED = 127, 255
+UNSIGNED = 255
 
 Values = dict[str, Tensor]
 Operator = Callable[[list[Tensor], dict[str, Any]], Tensor]
@@ -131,7 +131,8 @@ class Rounding(nn.Module):
 
     def _weight(self, weight: Tensor) -> Tensor:
         largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-        return rounded(weight, (largest / LEVELS).clamp_min(1e-12), 0, -LEVELS, LEVELS)
+        levels = variants.STATIC_LEVELS
+        return rounded(weight, (largest / levels).clamp_min(1e-12), 0, -levels, levels)
 
     def _activation(self, name: str, x: Tensor) -> Tensor:
         if not self.is_rounded or name not in self.steps:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stages.core import arguments, files, params, plugins
 from stages.device import graphs, runtimes, variants
 from stages.nets import nets
+from stages.pipeline import pinning
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses when imported, which torch deprecates
@@ -139,8 +140,8 @@ def machine() -> dict[str, Any]:
 def measured_cost(architecture: str, outputs: int, sizes_px: list[int], repeats: int, opset: int) -> dict[str, Any]:
     """What each runtime takes on this machine, on one thread and on all, each in a fresh process.
 
-    Such a process has neither this one's memory nor its threads. A net that torch.onnx does not export is timed in
-    PyTorch alone, and `no_onnx` says why.
+    Such a process has neither this one's memory nor its threads, nor its pinned instruction set. A net that torch.onnx
+    does not export is timed in PyTorch alone, and `no_onnx` says why.
     """
     asked: dict[str, tuple[Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = {
         "pytorch": (runtimes.of_torch, (architecture, outputs, sizes_px))
@@ -160,7 +161,7 @@ def measured_cost(architecture: str, outputs: int, sizes_px: list[int], repeats:
     runs = []
     for name, (measure, given) in asked.items():
         for threads in sorted({1, os.cpu_count() or 1}):
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with pinning.released(), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 rows = pool.submit(measure, *given, threads, repeats).result()
             runs += [{"runtime": name, "threads": threads, **row} for row in rows]
     return {"architecture": architecture, "machine": machine(), "runs": runs, "no_onnx": no_onnx}

@@ -15,7 +15,8 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from stages.core import params
+from stages.core import params, plugins
+from stages.pipeline import pinning
 from stages.pipeline.preset import merged_text
 
 FILES = ("dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore")
@@ -151,8 +152,21 @@ def test_the_stages_form_one_graph_from_phantom_to_report() -> None:
     assert networkx.is_weakly_connected(graph)
     sources = {stage.addressing.split("@")[0] for stage in graph if graph.out_degree(stage) == 0}
     ends = {stage.addressing for stage in graph if graph.in_degree(stage) == 0}
-    assert sources == {"phantom", "profile_teacher", "profile_student", "stamps"}
+    assert sources == {"environment"}
     assert ends == {"report"}
+
+
+def test_environments_cover_every_package_that_a_stage_computes_with(tmp_path: Path) -> None:
+    uncovered = {}
+    for cmd, given in declared(checkout(tmp_path)).values():
+        module = wiring.command(cmd)[0]
+        plugged = tuple(f"stages/{kind}/" for kind in plugins.KINDS)
+        code = {wiring.ROOT / dep for dep in given.deps if dep.startswith(plugged)} | wiring.closure(module)
+        groups = {Path(dep).stem for dep in given.deps if Path(dep).parent == pinning.FOLDER}
+        uncovered[module] = wiring.packages(code) - wiring.covered(groups)
+    copying = {module: uncovered.pop(module) for module in wiring.COPYING}
+    assert not any(uncovered.values()), uncovered
+    assert "pandas" in copying["stages.download"]  # the control: without an environment packages are named
 
 
 def lines(entry: Any) -> list[tuple[str, int]]:

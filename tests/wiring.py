@@ -8,17 +8,22 @@ lists `KEYS`.
 
 import ast
 import shlex
+import sys
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from stages import choice
 from stages.core import params
 from stages.judging import cells
-from stages.pipeline import guard, promises
+from stages.pipeline import guard, pinning, promises
 
 ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = metadata.packages_distributions()
 ROOMS = (
     "core",
     "films",
@@ -31,6 +36,13 @@ ROOMS = (
     "pipeline",
 )  # a file imports no room after its own
 KEYS = {"cells.PARAMS": cells.PARAMS, "PARAMS": choice.PARAMS}  # of params, as a stage names them -> the keys
+
+# Stages that do without torch, and come before it
+IMAGES = ("stages.phantom", "stages.harmonize", "stages.ingest", "stages.assemble")
+COPYING = ("stages.environment", "stages.download")  # write no number that a package computed
+NEUTRAL = {  # packages that no result depends on
+    "distributed", "dvclive", "filelock", "joblib", "packaging", "psutil", "pydantic", "ruamel", "threadpoolctl", "tqdm"
+}  # fmt: skip
 
 
 class ConventionError(AssertionError):
@@ -181,8 +193,32 @@ def expected(module: str, args: dict[str, str]) -> Wiring:
                 code |= closure(f"{folder.replace('/', '.')}.{path.stem}") - {path}
         else:
             (wiring.deps if name == "files.input" else wiring.outs).add(text(call.args[0], args))
+    wiring.deps |= {(pinning.FOLDER / f"{group}.json").as_posix() for group in environments(module, code)}
     wiring.deps |= {path.relative_to(ROOT).as_posix() for path in code}
     return wiring
+
+
+def environments(module: str, code: set[Path]) -> set[str]:
+    """The groups of `pinning.GROUPS` whose packages a stage computes with."""
+    if module in COPYING:
+        return set()
+    if module in IMAGES:
+        return {"images"}
+    used = packages(code)
+    groups = {"training"} if "torch" in used else set[str]()
+    return groups if used <= covered(groups) else groups | {"evaluation"}
+
+
+def packages(code: set[Path]) -> set[str]:
+    """The distributions that files import, but for NEUTRAL ones."""
+    modules = {name.split(".")[0] for path in code if path.suffix == ".py" for name in imports(path)}
+    modules -= {"stages", *sys.stdlib_module_names, *NEUTRAL}
+    return {canonicalize_name(DISTRIBUTIONS[name][0]) for name in modules}
+
+
+def covered(groups: set[str]) -> set[str]:
+    """The distributions whose versions the environments of these groups record."""
+    return {canonicalize_name(name) for group in groups for name in pinning.GROUPS[group]}
 
 
 def command(cmd: str, values: Any = None) -> tuple[str, dict[str, str]]:

@@ -7,6 +7,7 @@ HELP = {
     "arch": "a model: the name of a file in stages/models",
     "cohort": "the films that a model learns from: a key of `cohorts` in params.yaml",
     "dataset": "a data set: a key of `datasets` in params.yaml and the name of a file in stages/datasets",
+    "group": "stages whose results depend on the same packages: a key of GROUPS in stages/pipeline/pinning.py",
     "explainer": "how class maps are made: the name of a file in stages/explainers",
     "loss": "what the student learns from the teacher by: a key of `losses`, or of `loss_sums`, in params.yaml",
     "model": "a trained model: its folder under data/models, e.g. teacher/joint/resnet18",

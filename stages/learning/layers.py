@@ -1,9 +1,11 @@
 """Layers that train faster on CPUs than PyTorch's own (`make bench` compares whole steps).
 
-A pointwise convolution of a map in channels-last is one matrix product, and is computed as one: oneDNN's convolutions
-take up to twice as long at it, backward, and several times where the map is 1x1. The weights' gradient of a depthwise
-convolution of 5x5 or 7x7 (3x3 on small maps), at which oneDNN is slow, is a loop of its own. Batch normalisation and
-its activation pass over memory together where training has one thread; with more, PyTorch's own are as fast.
+A pointwise convolution of a map in channels-last is one matrix product, and NumPy computes it: oneDNN's convolutions
+take longer at it, backward, and several times as long where the map is 1x1; PyTorch's own product is MKL's, which needs
+1.6 times as long once it gives the same bytes on Intel and AMD (see `pipeline/pinning.py`). The weights' gradient of a
+depthwise convolution of 5x5 or 7x7 (3x3 on small maps), at which oneDNN is slow, is a loop of its own. Batch
+normalisation and its activation pass over memory together where training has one thread; with more, PyTorch's own are
+as fast.
 
 Results differ from PyTorch's by rounding, which a deep net amplifies. In evaluation, on GPUs, in bf16, under
 torch.compile and in other memory layouts all layers are PyTorch's.
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
@@ -124,14 +127,39 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(input)
 
 
+def _pixels(maps: Tensor) -> Any:
+    """Maps in channels-last as a numpy view (pixel, channel)."""
+    return maps.detach().permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).numpy()
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        ctx.save_for_backward(input, weight)
+        shape = (len(input), len(weight), *input.shape[2:])
+        out = torch.empty(shape, dtype=input.dtype, memory_format=torch.channels_last)
+        np.matmul(_pixels(input), weight.detach().flatten(1).numpy().T, out=_pixels(out))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        input, weight = ctx.saved_tensors  # noqa: A001 - likewise
+        pulls = _pixels(grad.contiguous(memory_format=torch.channels_last))  # (pixel, out channel)
+        to_input, to_weight = torch.empty_like(input, memory_format=torch.channels_last), torch.empty_like(weight)
+        np.matmul(pulls, weight.detach().flatten(1).numpy(), out=_pixels(to_input))
+        np.matmul(pulls.T, _pixels(input), out=to_weight.flatten(1).numpy())
+        return to_input, to_weight
+
+
 class PointwiseConv2d(nn.Conv2d):
     """A pointwise `nn.Conv2d` that is a matrix product."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Module
         """As `nn.Conv2d`: (batch, channel, height, width) to (batch, out channel, height, width)."""
-        if self.training and _is_plain(input):
-            pixels = input.permute(0, 2, 3, 1)
-            return functional.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.training and _is_looped(input):
+            out = cast(Tensor, _Pointwise.apply(input, self.weight))
+            return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
         return super().forward(input)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import load, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from stages.core import files, plugins
@@ -25,6 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def fix(threads: int) -> torch.device:
     """Make this process reproducible and choose its device: the thread count changes float results on CPUs."""
     torch.set_num_threads(threads)
+    threadpool_limits(threads, "blas")
     keep_freed_memory()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 8% of a step

@@ -16,21 +16,17 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dvc.exceptions import DvcException
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from tqdm import tqdm
 
 from stages.core import files, params, plugins
 from stages.pages import readme
-from stages.pipeline import by_hand, lock, recovery
+from stages.pipeline import by_hand, lock, pinning, recovery
 
 BLOCK = 1 << 20
-PINS = Path("requirements.lock")
 FOLDER = ".dir"  # ends DVC's hash of a folder
 STATES = {"??": "a file that git does not have", " D": "nothing", "D ": "nothing"}  # as `git status` has them
 REPRO = "`make repro`"
@@ -368,21 +364,10 @@ def commit_faults(entries: dict[str, Any], seen: Seen) -> Iterator[Fault]:
             yield Fault(path, "the commit", "what the commit has", found, "commit it, or bring it back by git")
 
 
-def package_faults(pins: Path = PINS) -> Iterator[Fault]:
-    """Installed packages of other versions than pinned, or not there."""
-    if not pins.exists():  # a preset's run has none of its own
-        return
-    installed = {canonicalize_name(one.name): one.version for one in metadata.distributions() if one.name}
-    for line in pins.read_text(encoding="utf-8").splitlines():
-        text = line.split("#")[0].strip()
-        if not text or text.startswith("-"):
-            continue
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate():
-            continue
-        found = installed.get(canonicalize_name(wanted.name), "nothing")
-        if found == "nothing" or not wanted.specifier.contains(found, prereleases=True):
-            yield Fault(wanted.name, f"{pins}", str(wanted.specifier), found, "`make setup`, after `rm -r .venv`")
+def package_faults() -> Iterator[Fault]:
+    """Yield installed packages of other versions than pinned, or not there."""
+    for name, wanted, found in pinning.unlike_lock():
+        yield Fault(name, str(pinning.LOCK), wanted, found, "`make setup`, after `rm -r .venv`")
 
 
 def source_faults(values: Any, seen: Seen) -> Iterator[Fault]:

@@ -8,7 +8,9 @@ it declares. This wrapper, for a stage that DVC runs,
 2. fails as soon as the stage loads a module or opens a file of the project that it does not declare, or writes outside
    its outputs (see `doors` for what is seen, and `fence` for the kernel's own net);
 3. checks all of params.yaml, and lets the stage read just the params that it declares;
-4. leaves its own hashes of code and params for the runner (`lock.forged`), which compares them with what DVC then
+4. pins the instruction set (see `pipeline/pinning.py`), and fails when Python, packages or the instruction set are not
+   those of the environment that the stage depends on;
+5. leaves its own hashes of code and params for the runner (`lock.forged`), which compares them with what DVC then
    records: an edit between the last check and DVC's own look at the files.
 
 A failing command makes DVC record nothing; what the stage wrote is removed. Outside DVC it runs without these checks.
@@ -25,7 +27,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -61,7 +62,12 @@ class _Finder(MetaPathFinder):
 if __name__ == "__main__":
     sys.meta_path.insert(0, _Finder())
 
-from stages.core import files, params  # noqa: E402 - after the finder, which must see all of the project's code
+from stages.pipeline import pinning  # noqa: E402 - after the finder, which must see all of the project's code
+
+if __name__ == "__main__":
+    pinning.pin()  # before any numerical library
+
+from stages.core import files, params  # noqa: E402
 from stages.learning import checkpoints  # noqa: E402
 from stages.pipeline import check, doors, fence, lock  # noqa: E402
 
@@ -223,8 +229,8 @@ def run(module: str, argv: list[str]) -> None:
     declared = declaration(address)
     check.parse(params.read())
     before = state(declared)
-    versions = {name: metadata.version(name) for name in ("numba", "numpy", "opencv-python-headless", "timm", "torch")}
-    facts = json.dumps([address, before, versions], sort_keys=True, default=str)
+    require_recorded(declared)
+    facts = json.dumps([address, before], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     os.environ[checkpoints.FINGERPRINT] = fingerprint
     os.environ[params.DECLARED] = " ".join(declared.keys)
@@ -245,6 +251,22 @@ def run(module: str, argv: list[str]) -> None:
         f"inputs of {address} changed while it ran: {', '.join(changed)}; its result belongs to neither state and "
         "was removed. Run `make repro` again."
     )
+
+
+def require_recorded(declared: Declaration) -> None:
+    """Check that this process computes with what the environments record that the stage depends on.
+
+    Raises:
+        EnvironmentMismatchError: it does not; the message has each difference.
+    """
+    for path in map(Path, declared.deps):
+        if path.parent != pinning.FOLDER or not path.exists():
+            continue
+        if faults := list(pinning.differing(files.read_json(path), pinning.facts(path.stem))):
+            raise pinning.EnvironmentMismatchError(
+                f"{declared.name} would not run with what {path} records ({'; '.join(faults)}): `make repro` records "
+                f"this machine's first (or `dvc repro -f environment@{path.stem}`), and runs again what depends on it"
+            )
 
 
 def _to_its_end(module: str, argv: list[str], faults: set[str]) -> None:

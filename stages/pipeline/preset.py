@@ -21,7 +21,7 @@ from typing import Any
 from stages.core import files, params
 from stages.pipeline import by_hand, check, comments, rules
 
-NEEDED = ("stages", "reports/choices", "dvc.yaml", ".dvcignore", ".gitignore")
+NEEDED = ("stages", "reports/choices", "dvc.yaml", "requirements.lock", ".dvcignore", ".gitignore")
 PLACE = re.compile(r"ROOT\b")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 CONFIG = '[core]\n    no_scm = true\n    analytics = false\n[cache]\n    dir = {cache}\n    type = "hardlink,symlink"\n'

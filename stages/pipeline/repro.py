@@ -29,8 +29,8 @@ from pathlib import Path
 import networkx as nx
 from tqdm import tqdm
 
-from stages.core import arguments, params
-from stages.pipeline import check, lock, recovery
+from stages.core import arguments, files, params
+from stages.pipeline import check, lock, pinning, recovery
 
 RAN = "Running stage"  # how DVC says that it ran a command
 TAIL_LINES = 40  # shown of a failed stage
@@ -45,6 +45,23 @@ def due() -> nx.DiGraph:
         graph = nx.DiGraph(nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)).reverse()
         changed = set(repo.status()) & set(graph)
     return nx.DiGraph(graph.subgraph(changed.union(*(nx.descendants(graph, stage) for stage in changed))))
+
+
+def record_environment() -> None:
+    """Record what this machine would compute with, where it is not what was recorded: what depends on it is then due.
+
+    Raises:
+        EnvironmentMismatchError: packages are not those of the lock file.
+        RuntimeError: DVC failed.
+    """
+    pinning.require_lock()
+    if reason := pinning.unpinnable():
+        print(f"{reason}: the instruction set is not pinned, and results have other bytes than on x86-64 with AVX2")
+    for group in pinning.GROUPS:
+        path = pinning.FOLDER / f"{group}.json"
+        if path.exists() and (changed := list(pinning.differing(files.read_json(path), pinning.facts(group)))):
+            print(f"{path} is recorded anew: {'; '.join(changed)}")
+            lock.dvc("repro", "--force", "--single-item", f"environment@{group}")
 
 
 def run(graph: nx.DiGraph, lanes: int) -> None:
@@ -142,12 +159,13 @@ def run_due(lanes: int | None) -> None:
         recovery.wait_for(recovery.left_running())
         for line in recovery.mend():
             print(line)
+        record_environment()
         graph = due()
         if not graph:
             print("nothing to run: all stages are up to date")
             return
         check.everything(params.read())  # imports plug-ins, and so torch: where there is nothing to run, for nothing
-    except (ValueError, FileNotFoundError) as fault:
+    except (ValueError, FileNotFoundError, RuntimeError) as fault:
         sys.exit(str(fault))
     threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
     try:
