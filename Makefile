@@ -23,7 +23,7 @@ IN_RUN = $(if $(PRESET),run="$${PRESET##*/}"; run="runs/$${run%.*}"; \
 # DATASETS that is given empty is a mistake, and handed on
 PRESETS = python -m stages.pipeline.preset $${DATASETS+--datasets="$$DATASETS"}
 
-.PHONY: help setup extra repro test test-slow test-extra soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps integers demo phone
+.PHONY: help setup extra repro test test-slow test-extra test-portable soak lint fetch run params audit changes metrics prune remote push pull crate keep readme parity bench trials maps integers demo phone
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -44,10 +44,13 @@ repro: setup  ## run the pipeline: whatever changed, and what follows from it (L
 	@echo "report: reports/index.html"
 
 test: setup  ## tests, without the slow ones, a process a core (four at most), each with one thread
-	@OMP_NUM_THREADS=1 python -m pytest -q -rs -m "not slow and not extra" --numprocesses auto --maxprocesses 4 --dist worksteal
+	@OMP_NUM_THREADS=1 python -m pytest -q -rs -m "not slow and not extra and not portable" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup  ## whole runs of the smoke preset, kills, edits while a stage runs
 	@python -m pytest -q -rs -m slow
+
+test-portable: setup  ## the same bytes on another processor: needs qemu-user (apt-get install qemu-user), minutes
+	@python -m pytest -q -rs -m portable
 
 soak: setup  ## kills, edits and races, for about two hours: is anything lost or forged? (writes reports/soak.md)
 	@PYTHONPATH="$$PYTHONPATH:tests" python -m soak
@@ -107,7 +110,7 @@ keep: setup  ## take over the page of a preset's finished run into reports/: mak
 readme: setup  ## copy the reports' result tables into README.md
 	@python -m stages.pages.readme
 
-bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training, judging or device)
+bench: setup  ## speed and memory as ratios to other people's code: reports/bench.md (ONLY=labels, ingest, training, judging, device or pinning)
 	@python -m benchmarks $${ONLY:+--only="$$ONLY"}
 
 trials: setup  ## try rates and constants of twin and losses on validation films (STUDY=<name>; hours; after make repro)

@@ -1,4 +1,7 @@
-"""`make bench`: measure all, or one group with ONLY=<group>; write its part of reports/bench.md."""
+"""`make bench`: measure all, or one group with ONLY=<group>; write its part of reports/bench.md.
+
+Each group is measured in a process of its own. All but `device` run with the pinned instruction set of the stages.
+"""
 
 import argparse
 import importlib
@@ -6,14 +9,16 @@ import inspect
 import os
 import platform
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from stages.pipeline import by_hand
+from stages.pipeline import pinning
 
 PAGE = Path("reports/bench.md")
-GROUPS = ("labels", "ingest", "training", "judging", "device")
+GROUPS = ("labels", "ingest", "training", "judging", "device", "pinning")
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pandas", "timm", "torch", "torchxrayvision")
 HEAD = """# Speed and memory, as ratios
 
@@ -26,13 +31,10 @@ COLUMNS = "| what | ours | reference | ratio (quartiles) | wanted | met |\n|---|
 
 def machine() -> str:
     """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    load, day = os.getloadavg()[0], datetime.now(UTC)
     return (
-        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, {datetime.now(UTC):%Y-%m-%d}; "
+        f"{pinning.processor()}, {os.cpu_count()} cores, load {load:.1f} at the start, {day:%Y-%m-%d}; "
         f"Python {platform.python_version()}, {versions}."
     )
 
@@ -50,20 +52,31 @@ def page(written: str, measured: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Run the groups and write their parts of the page."""
+    """Run one group, or each, and write its part of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["", *GROUPS], default="")
-    only = parser.parse_args().only
-    for group in [only] if only else GROUPS:
-        module, about = importlib.import_module(f"benchmarks.{group}"), machine()
-        rows = "".join(f"{line.row()}\n" for line in module.run())
-        part = f"## {group.capitalize()}\n\n{inspect.getdoc(module)}\n\n{about}\n\n{COLUMNS}{rows}"
-        print(part, flush=True)
-        PAGE.write_text(
-            page(PAGE.read_text(encoding="utf-8") if PAGE.exists() else "", {group: part}), encoding="utf-8"
-        )
-    by_hand.stamp("bench", is_whole=not only)
+    group = parser.parse_args().only
+    if group:
+        run_group(group)
+    else:
+        for each in GROUPS:
+            subprocess.run([sys.executable, "-m", "benchmarks", f"--only={each}"], check=True)
+    from stages.pipeline import by_hand  # imports NumPy, which must find the pins
+
+    by_hand.stamp("bench", is_whole=not group)
     print(f"written: {PAGE}")
+
+
+def run_group(group: str) -> None:
+    """Measure one group in this process."""
+    if group != "device":
+        pinning.pin()
+    module, about = importlib.import_module(f"benchmarks.{group}"), machine()
+    rows = "".join(f"{line.row()}\n" for line in module.run())
+    part = f"## {group.capitalize()}\n\n{inspect.getdoc(module)}\n\n{about}\n\n{COLUMNS}{rows}"
+    print(part, flush=True)
+    written = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    PAGE.write_text(page(written, {group: part}), encoding="utf-8")
 
 
 if __name__ == "__main__":

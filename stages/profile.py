@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,11 +129,12 @@ def no_cost(architecture: str, outputs: int) -> tuple[dict[str, Any], dict[str, 
 
 def machine() -> dict[str, Any]:
     """What the times were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = named[0].split(":", 1)[1].strip() if named else cpu
-    return {"cpu": cpu, "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": pinning.processor(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def measured_cost(architecture: str, outputs: int, sizes_px: list[int], repeats: int, opset: int) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         "drawn": [name for name in datasets if name in drawn],
         "real": [name for name in datasets if name not in drawn],
         "phantom": phantom,
-        "labels": rendering.block(labels, "labels").group(1),
+        "labels": rendering.without(rendering.block(labels, "labels").group(1), "together"),
         "choice": describe_choice(addresses.read(files.input("reports/choice.json"))),
         "style": files.input("stages/pages/page.css").read_text(encoding="utf-8"),
         "script": files.input("stages/pages/page.js").read_text(encoding="utf-8"),

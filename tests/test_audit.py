@@ -3,6 +3,7 @@
 Slow: it needs a finished run, with its cache, in a git repository of its own.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -12,9 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ import smoke
 from ruamel.yaml import YAML
 
 from stages.pages import readme
-from stages.pipeline import audit, lock, recovery
+from stages.pipeline import audit, lock, pinning, recovery
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("project")]
 COMMITTED = ("README.md", "requirements.lock", ".gitignore", ".dvc/.gitignore", "tests/test_lock.py", "tests/parity.py")
@@ -358,13 +357,34 @@ def test_a_dependency_that_is_dropped_is_named() -> None:
 
 
 def test_a_pin_and_a_package_of_another_version_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with kept(audit.PINS):
-        audit.PINS.write_text(re.sub(r"(?m)^tqdm==.*$", "tqdm==0.1", audit.PINS.read_text()))
+    with kept(pinning.LOCK):
+        pinning.LOCK.write_text(re.sub(r"(?m)^tqdm==.*$", "tqdm==0.1", pinning.LOCK.read_text()))
         assert "tqdm (requirements.lock): expected ==0.1, found 4." in found()
-    real = list(metadata.distributions())
-    other = [SimpleNamespace(name="numpy", version="1.0")]
-    monkeypatch.setattr(metadata, "distributions", lambda: [*real, *other])
+    real = pinning.version
+    monkeypatch.setattr(pinning, "version", lambda name: "1.0" if name == "numpy" else real(name))
     assert re.search(r"numpy \(requirements.lock\): expected ==\S+, found 1.0", found())
+
+
+def test_results_of_another_processor_are_listed_and_no_fault_unless_they_contradict_each_other(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    report = Path("reports/report.md")
+    before = (report.read_bytes(), (md5 := lock.producers(lock.entries())[str(report)][1]))
+    with kept(report, lock.LOCK, pinning.PROCESSORS, readme.README):
+        changed = before[0].replace(b"0.5", b"0.6", 1)
+        assert changed != before[0]
+        report.write_bytes(changed)
+        digest = hashlib.md5(changed, usedforsecurity=False).hexdigest()
+        lock.LOCK.write_text(lock.LOCK.read_text().replace(md5, digest))
+        pinning.PROCESSORS.write_text('{"report": "another one, without AVX-512"}\n')
+        with pytest.raises(SystemExit) as ended:
+            audit.main()
+        told = capfd.readouterr().out
+        assert ended.value.code == 0, told
+        assert "results differ from the committed ones, which another processor made (" in told
+        assert "; here: another one, without AVX-512): dvc.lock, " in told
+        report.write_bytes(changed + b"!")
+        assert f"{report} (report): expected {digest}" in found()
 
 
 BROKEN: dict[str, tuple[Any, str]] = {

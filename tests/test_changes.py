@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core import files
-from stages.pipeline import audit, changes, lock
+from stages.pipeline import audit, changes, lock, moves
 
 REPOSITORY = Path(__file__).parent.parent
 DATASET, MEAN = "chestxray14", "all"
@@ -128,7 +128,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "__pycache__", "cache", "tmp", "phantom", "images", "models", "runtime", "demo"
         )
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("dvc.lock", "dvc.yaml", "params.yaml", "README.md", ".gitignore", ".dvcignore"):
+    for name in ("dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock", "README.md", ".gitignore", ".dvcignore"):
         shutil.copy(REPOSITORY / name, folder)
     git(folder, "init", "-q")
     request = PullRequest(folder)
@@ -149,7 +149,7 @@ def test_nothing_moved(request_of: PullRequest) -> None:
     status, told = request_of.told()
     assert status == 0, told
     assert "No fault." in told
-    assert told.count("None") == 5
+    assert told.count("None") == 6
     assert "Yes, measured times apart." in told
 
 
@@ -187,10 +187,7 @@ def test_code_without_effect_is_told_and_fails_nothing(request_of: PullRequest) 
 
 @pytest.mark.parametrize(
     ("is_kept", "known"),
-    [
-        (True, "the interval excludes 0"),
-        (False, "no interval tells whether it is noise (a bootstrap is not in DVC's cache)"),
-    ],
+    [(True, "the interval (paired) excludes 0"), (False, "the interval (unpaired) excludes 0")],
 )
 def test_a_metric_made_worse_fails(request_of: PullRequest, is_kept: bool, known: str) -> None:
     request_of.move(-0.03, is_kept=is_kept)
@@ -211,7 +208,7 @@ def test_a_change_cannot_widen_the_margin_for_itself(request_of: PullRequest) ->
     request_of.commit()
     status, told = request_of.told()
     assert status == 1
-    assert "by more than 0.02; the interval excludes 0" in told
+    assert "by more than 0.02; the interval (paired) excludes 0" in told
 
 
 @pytest.mark.parametrize("is_recorded", [False, True])
@@ -244,17 +241,54 @@ def test_what_comes_out_otherwise_than_committed_fails_unless_models_do(request_
     status, told = request_of.told()
     assert status == 1
     assert f"* {METRICS}: came out otherwise here, by up to 0.004" in told
-    request_of.record(f"data/models/{ID}", "1" * 32 + ".dir")
+    request_of.record(f"data/models/{ID}", "1" * 32 + ".dir")  # as another processor trains it
     request_of.save()
     status, told = request_of.told()
     assert status == 0, told
-    assert "* 1 models have other bytes on this machine" in told
+    assert f"this machine does not repeat the committed bytes (1 models differ, first data/models/{ID})" in told
     assert f"* {METRICS}: came out otherwise here" in told
-    request_of.move(-0.03, noise=0.1)
-    request_of.save()
+    (request_of.folder / METRICS).write_bytes((request_of.folder / METRICS).read_bytes() + b"\n")
     status, told = request_of.told()
     assert status == 1
-    assert f"* {METRICS}:models/{ID}/means/{MEAN}/auroc: committed" in told
+    assert f"* {METRICS}: this checkout's file has MD5" in told
+
+
+@pytest.mark.parametrize(("by", "is_noise"), [(0.004, True), (-0.2, False)])
+def test_another_processor_may_move_means_over_seeds_by_the_spread_over_seeds(
+    request_of: PullRequest, by: float, is_noise: bool
+) -> None:
+    request_of.commit()
+    path = request_of.folder / moves.COMPARISON
+    compared = files.read_json(path)
+    (group,) = compared
+    test = next(test for test in compared[group]["tests"] if test["dataset"] == DATASET)
+    test["twin"]["per_seed"] = [value + by * (1 + place) for place, value in enumerate(test["twin"]["per_seed"])]
+    files.write_json(compared, path)
+    request_of.record(moves.COMPARISON, md5(path.read_bytes()))
+    request_of.record("data/models/twin/joint/eeea_net_c2/0", "1" * 32 + ".dir")
+    request_of.save()
+    status, told = request_of.told()
+    assert status == (not is_noise), told
+    row = next(line for line in told.splitlines() if line.startswith(f"| {DATASET}, all | twin of {group} |"))
+    assert ("over seeds) | within noise" if is_noise else "falls by more than 0.02") in row
+    assert (f"* twin of {group} on {DATASET}, all: committed" in told) == (not is_noise)
+
+
+def test_without_a_bootstrap_or_seeds_the_committed_intervals_and_the_margin_decide() -> None:
+    assert moves._unpaired({"auroc": 0.8, "low": 0.77, "high": 0.83}, {"auroc": 0.85, "low": 0.81, "high": 0.89}) == (
+        pytest.approx((0.0, 0.1))
+    )
+    assert moves._unpaired({"auroc": 0.8, "low": None, "high": None}, {"auroc": 0.8, "low": 0.7, "high": 0.9}) is None
+    alone = moves.Move("a", "teacher", 0.9, 0.89, None, None, moves.NONE)
+    assert alone.is_noise(0.02)
+    assert not alone.is_noise(0.005)
+    assert alone.falls(0.005)
+    low, high = moves._over_seeds([0.80, 0.82, 0.84], [0.81, 0.83, 0.85], 0.95)
+    assert low is not None
+    assert high is not None
+    assert (low + high) / 2 == pytest.approx(0.01)
+    assert high - low == pytest.approx(2 * 2.776445 * 0.02 * (2 / 3) ** 0.5, rel=1e-4)  # t of 4 degrees of freedom
+    assert moves._over_seeds([0.8], [0.7], 0.95) == (None, None)
 
 
 def test_measured_times_may_come_out_otherwise(request_of: PullRequest) -> None:

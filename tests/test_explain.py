@@ -218,10 +218,18 @@ LIBRARY = {
 }
 
 
+FEW_CHANNELS = (eeea_net_c2.ID, "vit_tiny_patch16_224")  # of which Score-CAM takes a pass each
+COMPARED = [
+    (explainer, name, stride)
+    for explainer in LIBRARY
+    for name in NETS
+    for stride in (16, 32)
+    if explainer != "score_cam" or (name in FEW_CHANNELS and stride == 16)
+]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("max_stride", [16, 32])
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("explainer", LIBRARY)
+@pytest.mark.parametrize(("explainer", "name", "max_stride"), COMPARED)
 def test_a_map_equals_the_librarys_once_rescaled(
     explainer: str, name: str, max_stride: int, batch: torch.Tensor
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core import files
-from stages.pipeline import fence, lock
+from stages.pipeline import fence, lock, pinning
 from stages.pipeline import repro as runner
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +76,28 @@ def test_an_honest_stage_runs_and_is_recorded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (folder / "data/out.txt").read_text() == "in 17"
     assert YAML(typ="safe").load(folder / "dvc.lock")["stages"]["toy"]["params"]["params.yaml"] == {"seed": 17}
+
+
+def test_a_stage_does_not_run_in_another_environment_than_it_depends_on(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    recorded = pinning.facts("images") | {"python": "3.0"}
+    files.write_json(recorded, folder / "reports/environment/images.json")
+    text = (
+        (folder / "dvc.yaml")
+        .read_text()
+        .replace("    - stages/core\n", "    - stages/core\n    - reports/environment/images.json\n")
+    )
+    (folder / "dvc.yaml").write_text(text)
+    done = repro(folder)
+    assert done.returncode != 0
+    assert (
+        "toy would not run with what reports/environment/images.json records (python: recorded 3.0, here 3."
+        in done.stderr
+    )
+    assert "`dvc repro -f environment@images`" in done.stderr
+    assert not (folder / "data/out.txt").exists()
+    files.write_json(pinning.facts("images"), folder / "reports/environment/images.json")
+    assert repro(folder).returncode == 0
 
 
 EDITS = {  # a dependency -> how it is edited

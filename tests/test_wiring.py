@@ -1,10 +1,10 @@
 """`dvc.yaml` declares what the code reads and writes, entry by entry and cell by cell; the check itself is checked."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,36 +169,21 @@ def test_environments_cover_every_package_that_a_stage_computes_with(tmp_path: P
     assert "pandas" in copying["stages.download"]  # the control: without an environment packages are named
 
 
-def lines(entry: Any) -> list[tuple[str, int]]:
-    """(deps or params, position): every line of a dvc.yaml entry that could be forgotten."""
-    body = entry.get("do", entry)
-    return [(kind, position) for kind in ("deps", "params") for position in range(len(body.get(kind, [])))]
-
-
 def test_a_dep_or_param_taken_out_of_any_entry_is_named(tmp_path: Path) -> None:
-    """The test of the test: round n takes line n out of every entry, and each entry must be told of its own line."""
-    plain = json.dumps(YAML(typ="safe").load(wiring.ROOT / "dvc.yaml"))  # entries that share lines get their own
-    stages = json.loads(plain)["stages"]
-    yaml = YAML()
-    for number in range(max(len(lines(entry)) for entry in stages.values())):
-        document = json.loads(plain)
-        taken = {}
-        for name, entry in document["stages"].items():
-            if number < len(lines(entry)):
-                kind, position = lines(entry)[number]
-                taken[name] = (kind, entry.get("do", entry)[kind].pop(position))
-        folder = with_sum(checkout(tmp_path / str(number)))
-        yaml.dump(document, folder / "dvc.yaml")
-        found = differences(folder)
-        for name, (kind, line) in taken.items():
-            stem, _, rest = line.partition("${")
-            named = [text for text in found if text.split("@")[0].split(":")[0] == name]
-            assert any(text.split(": ", 1)[1].startswith(f"{kind}: {stem}") for text in named), (
-                name,
-                line,
-                rest,
-                named,
-            )
+    """The test of the test: each line of a cell of every entry is taken out, and must be named."""
+    folder = with_sum(checkout(tmp_path))
+    values, entries = params.read(folder / "params.yaml"), set[str]()
+    for name, (cmd, given) in declared(folder).items():
+        if (entry := name.split("@")[0]) in entries:
+            continue
+        entries.add(entry)
+        needed = wiring.expected(*wiring.command(cmd, values))
+        assert needed.differences(given) == []
+        for kind in ("deps", "params"):
+            for line in getattr(given, kind):
+                without = replace(given, **{kind: getattr(given, kind) - {line}})
+                assert any(text.startswith(f"{kind}: {line}") for text in needed.differences(without)), (name, line)
+    assert len(entries) > 25
 
 
 def test_a_superfluous_dep_is_named(tmp_path: Path) -> None:

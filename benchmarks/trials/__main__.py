@@ -1,4 +1,9 @@
-"""`make trials`: see `benchmarks.trials.study`."""
+"""`make trials`: see `benchmarks.trials.study`. Trains with the pinned instruction set of the stages."""
+
+from stages.pipeline import pinning
+
+if __name__ == "__main__":
+    pinning.pin()
 
 import argparse
 import sys

@@ -126,3 +126,8 @@ def block(text: str, name: str) -> re.Match[str]:
     if found is None:
         raise ValueError(f"no block <!-- {name} --> ... <!-- /{name} -->")
     return found
+
+
+def without(text: str, name: str) -> str:
+    """A page without the blocks of this name (see `block`)."""
+    return re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->\n", "", text, flags=re.DOTALL)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from stages.core import files, params, plugins
 from stages.pages import readme
-from stages.pipeline import by_hand, lock, pinning, recovery
+from stages.pipeline import by_hand, lock, pinning, recovery, revisions
 
 BLOCK = 1 << 20
 FOLDER = ".dir"  # ends DVC's hash of a folder
@@ -353,7 +353,7 @@ def hidden() -> Iterator[tuple[str, str]]:
 
 def commit_faults(entries: dict[str, Any], seen: Seen) -> Iterator[Fault]:
     """Files that are not as the commit has them; results that the lock vouches for are only noted."""
-    made = set(lock.producers(entries)) | {str(lock.LOCK)}
+    made = set(lock.producers(entries)) | {str(lock.LOCK), str(pinning.PROCESSORS)}
     changed = {path: STATES.get(state, "other content") for state, path in uncommitted()}
     if Path(".git").exists():  # a preset's run lies in its repository's folder, which ignores it
         changed = {**dict(hidden()), **changed}
@@ -393,13 +393,20 @@ def source_faults(values: Any, seen: Seen) -> Iterator[Fault]:
                 yield Fault(str(path), str(manifest), file["sha256"], found, "bring it back, or `make repro`")
 
 
-def page_faults() -> Iterator[Fault]:
-    """Pages that are not those of the reports, or as their makers stamped them; a preset's run has none of its own."""
+def page_faults(seen: Seen) -> Iterator[Fault]:
+    """Pages that are not those of the reports, or as their makers stamped them; a preset's run has none of its own.
+
+    README shows the committed reports, which this machine may not repeat.
+    """
     if not readme.README.exists() or not Path(".git").exists():
         return
     written = readme.README.read_text(encoding="utf-8")
     for name, source in readme.SOURCES.items():
-        if source.exists() and readme.filled(written, {name: source.read_text(encoding="utf-8")}) != written:
+        if not source.exists():
+            continue
+        revision = "HEAD" if {source.as_posix(), str(lock.LOCK)} <= set(seen.uncommitted) else revisions.HERE
+        text = (revisions.content(revision, source.as_posix()) or b"").decode()
+        if readme.filled(written, {name: text}) != written:
             yield Fault(f"README.md: {name}", str(source), "the report's table", "another", "`make readme`")
     for page, stamped, found in by_hand.edited():
         yield Fault(page, str(by_hand.STAMPS), stamped, found, "bring it back by git, or make it again")
@@ -421,10 +428,22 @@ def whole() -> tuple[list[str], Seen]:
         *commit_faults(entries, seen),
         *package_faults(),
         *source_faults(values, seen),
-        *page_faults(),
+        *page_faults(seen),
         *lock.choice_faults(),
     ]
     return list(dict.fromkeys(map(str, faults))), seen
+
+
+def differing(paths: list[str]) -> str:
+    """Say which results of this checkout differ from the committed ones, and which processors made both."""
+    committed, here = (
+        json.loads(revisions.content(revision, str(pinning.PROCESSORS)) or "{}")
+        for revision in ("HEAD", revisions.HERE)
+    )
+    there, ours = ("; ".join(sorted(set(filter(None, ran.values())))) or "unknown" for ran in (committed, here))
+    made = f"which another processor made ({there}; here: {ours})" if there != ours else f"made on {there} too"
+    few = ", ".join(paths[: lock.SHOWN]) + (" and more" if len(paths) > lock.SHOWN else "")
+    return f"results differ from the committed ones, {made}: {few} ({len(paths)})"
 
 
 def verdict(faults: list[str], seen: Seen, seconds: float) -> str:
@@ -450,8 +469,7 @@ def main() -> None:
         few = ", ".join(sorted(seen.absent)[:3])
         print(f"not here, and not in the cache ({len(seen.absent)} outputs, e.g. {few}): `dvc pull` or `make repro`")
     if seen.uncommitted:
-        print(f"results that the commit has otherwise, or not: {', '.join(sorted(seen.uncommitted)[:3])}"
-              f"{' and more' if len(seen.uncommitted) > 3 else ''} ({len(seen.uncommitted)})")  # fmt: skip
+        print(differing(sorted(seen.uncommitted)))
     for line in by_hand.stale():
         print(line)
     print(verdict(faults, seen, time.monotonic() - start))

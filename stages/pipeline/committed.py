@@ -1,8 +1,9 @@
 """Whether the results of a commit are what its code gives, as far as can be told without running it all again.
 
 A result must have the bytes that dvc.lock records of it; a page must be what the stages that write pages make of the
-committed results; what this checkout's run gave anew must be what was committed. Measured times may differ. On another
-processor trainings end in other digits: then mean AUROCs must agree within a margin, and the rest is only listed.
+committed results; what this checkout's run gave anew must be what was committed. Measured times may differ. A machine
+that does not repeat the bytes (another kind of processor, a GPU) trains models with other digits: there the mean over
+seeds of each kind of model must agree within the spread over seeds, and other differences are only listed.
 """
 
 import hashlib
@@ -18,21 +19,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stages.core import params
 from stages.pages import readme
-from stages.pipeline import audit, by_hand, lock
+from stages.pipeline import audit, by_hand, lock, moves, pinning
 from stages.pipeline.revisions import HERE, Entry, content, entries
 
 TIMED = ".timing.json"  # ends the name of what is measured anew each time
+MODELS = "data/models/"
 PAGES = ("describe", "report")  # stages that read nothing but what git holds
 CLOSE = 1e-4  # of a number that other digits of the same predictions give
 
 
-def edited(head: str, of_head: dict[str, Entry]) -> Iterator[str]:
-    """Committed results whose bytes are not those that the committed dvc.lock records."""
-    for path, (name, md5) in lock.producers(of_head).items():
-        held = None if md5.endswith(audit.FOLDER) else content(head, path)
+def edited(revision: str, stages: dict[str, Entry]) -> Iterator[str]:
+    """Yield results in git whose bytes are not those that dvc.lock records.
+
+    Args:
+        revision: a commit, or HERE.
+        stages: of its dvc.lock.
+    """
+    whose = "this checkout" if revision == HERE else "the commit"
+    for path, (name, md5) in lock.producers(stages).items():
+        is_in_git = path.startswith("reports/") and not md5.endswith(audit.FOLDER)
+        held = content(revision, path) if is_in_git else None
         if held is not None and (found := hashlib.md5(held, usedforsecurity=False).hexdigest()) != md5:
-            yield f"{path}: the commit's file has MD5 {found}, its dvc.lock says that {name} wrote {md5}"
+            yield f"{path}: {whose}'s file has MD5 {found}, its dvc.lock says that {name} wrote {md5}"
 
 
 def rewritten(head: str, of_head: dict[str, Entry]) -> Iterator[str]:
@@ -43,7 +53,8 @@ def rewritten(head: str, of_head: dict[str, Entry]) -> Iterator[str]:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(folder, filter="data")
         for stage in PAGES:
-            words, env = [sys.executable, "-m", f"stages.{stage}"], os.environ | {"PYTHONPATH": name}
+            words = [sys.executable, "-m", "stages.pipeline.guard", f"stages.{stage}"]  # which pins the instruction set
+            env = os.environ | {"PYTHONPATH": name}
             done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
             if done.returncode:
                 yield f"{stage} fails on the committed results: {(done.stderr.strip() or 'no word').splitlines()[-1]}"
@@ -71,18 +82,20 @@ def _files_of(root: Path, path: str) -> list[str]:
 
 
 def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[list[str], list[str]]:
-    """What came out otherwise here than it was committed: faults, and what is only listed.
+    """Compare what this checkout's run gave with what was committed.
 
     Args:
         of_head: dvc.lock of the commit.
         head: the commit.
-        margin: by how much a mean AUROC may differ where models have other bytes.
+        margin: by how much a mean AUROC may differ on a machine that does not repeat the bytes, where there is one
+            seed.
+
+    Returns:
+        Faults, and what is only listed.
     """
     here = entries(HERE)
-    was, is_ = lock.producers(of_head), lock.producers(here)
-    same = _same_inputs(of_head, here)
-    moved = [path for path, (name, md5) in is_.items() if name in same and path in was and was[path][1] != md5]
-    models = [path for path in moved if path.startswith("data/models/")]
+    moved, is_ = _moved(of_head, here), lock.producers(here)
+    is_same_machine = is_repeated(of_head, here)
     faults, listed = list[str](), list[str]()
     for path in moved:
         if path.startswith("data/") or path.endswith(TIMED) or is_[path][0] in PAGES:
@@ -90,12 +103,40 @@ def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[li
         far = _distance(path, content(head, path), content(HERE, path))
         if far > CLOSE:
             told = f", by up to {far:.2g}" if math.isfinite(far) else ""
-            (listed if models else faults).append(f"{path}: came out otherwise here{told}")
-    if models:
-        listed.insert(0, f"{len(models)} models have other bytes on this machine, e.g. {models[0]}")
-        for path in (path for path in was if path.startswith("reports/metrics/")):
-            faults += _beyond(path, head, margin)
+            (faults if is_same_machine else listed).append(f"{path}: came out otherwise here{told}")
+    if not is_same_machine:
+        shifts = [*moves.of_kinds(head, HERE, params.read()["evaluate"]["confidence"])]
+        beyond = [shift for shift in shifts if not shift.is_noise(margin)]
+        faults += [
+            f"{shift.model} on {shift.where}: committed {shift.before:.4f}, here {shift.after:.4f}, beyond the spread "
+            "over seeds"
+            for shift in beyond
+        ]
+        models = [path for path in moved if path.startswith(MODELS)]
+        listed.insert(
+            0,
+            f"this machine does not repeat the committed bytes ({len(models)} models differ, first {models[0]}), so "
+            f"means over seeds were compared: {len(shifts) - len(beyond)} of {len(shifts)} are within the spread over "
+            f"seeds (committed: {_processors(head, models, is_)}; here: {_processors(HERE, models, is_)})",
+        )
     return faults, listed
+
+
+def is_repeated(of_head: dict[str, Entry], here: dict[str, Entry]) -> bool:
+    """Return True if every model that was trained with the same code and params has the committed bytes."""
+    return not any(path.startswith(MODELS) for path in _moved(of_head, here))
+
+
+def _moved(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
+    """Return the outputs with other bytes that were made with the same code, command and params."""
+    was, is_, same = lock.producers(old), lock.producers(new), _same_inputs(old, new)
+    return [path for path, (name, md5) in is_.items() if name in same and path in was and was[path][1] != md5]
+
+
+def _processors(revision: str, paths: list[str], made: dict[str, tuple[str, str]]) -> str:
+    """Return the processors that the stages ran on that made these paths."""
+    recorded = json.loads(content(revision, pinning.PROCESSORS.as_posix()) or "{}")
+    return "; ".join(sorted({recorded.get(made[path][0]) or "an unknown processor" for path in paths}))
 
 
 def _same_inputs(old: dict[str, Entry], new: dict[str, Entry]) -> set[str]:
@@ -106,18 +147,6 @@ def _same_inputs(old: dict[str, Entry], new: dict[str, Entry]) -> set[str]:
         return entry["cmd"], entry.get("params"), code
 
     return {name for name in old.keys() & new.keys() if of(old[name]) == of(new[name])}
-
-
-def _beyond(path: str, head: str, margin: float) -> Iterator[str]:
-    """Mean AUROCs that differ from the committed ones by more than the margin."""
-    old, new = (json.loads(content(revision, path) or "{}").get("models", {}) for revision in (head, HERE))
-    for model in sorted(old.keys() & new.keys()):
-        for mean, was in old[model]["means"].items():
-            is_ = new[model]["means"].get(mean, {})
-            pair = was.get("auroc"), is_.get("auroc")
-            if None not in pair and abs(pair[0] - pair[1]) > margin:
-                where = f"{path}:models/{model}/means/{mean}/auroc"
-                yield f"{where}: committed {pair[0]}, here {pair[1]}, beyond {margin:g}"
 
 
 def _distance(path: str, old: bytes | None, new: bytes | None) -> float:
@@ -149,7 +178,7 @@ def _apart(one: Any, other: Any) -> float:
 
 
 def check(head: str, margin: float) -> tuple[list[str], list[str]]:
-    """Where the results of a commit are not what its code gives: faults, and what another processor explains.
+    """Return where the results of a commit are not what its code gives, and what another processor explains.
 
     Args:
         head: the commit, which this checkout ran.
@@ -158,4 +187,5 @@ def check(head: str, margin: float) -> tuple[list[str], list[str]]:
     of_head = entries(head)
     faults, listed = regenerated(of_head, head, margin)
     stamped = [f"{page}: not as {by_hand.STAMPS} has it" for page, _, _ in by_hand.edited()]
-    return [*edited(head, of_head), *rewritten(head, of_head), *stamped, *faults], listed
+    of_files = [*edited(head, of_head), *edited(HERE, entries(HERE))]
+    return [*of_files, *rewritten(head, of_head), *stamped, *faults], listed

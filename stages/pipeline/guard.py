@@ -207,7 +207,8 @@ def recorded(declared: Declaration, values: dict[str, Any]) -> dict[str, Any]:
         values: as of `state`.
     """
     md5s = {path: lock.md5(Path(path)) for path in declared.deps if _is_small(Path(path))}
-    return {"deps": md5s, "params": {key: values[f"params.yaml:{key}"] for key in declared.keys}}
+    of_params = {key: values[f"params.yaml:{key}"] for key in declared.keys}
+    return {"deps": md5s, "params": of_params, "processor": pinning.processor()}
 
 
 def _is_small(path: Path) -> bool:

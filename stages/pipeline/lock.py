@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from stages.core import arguments, files, params
 from stages.learning import checkpoints
-from stages.pipeline import recovery
+from stages.pipeline import pinning, recovery
 from stages.pipeline.check import parse
 
 LOCK = Path("dvc.lock")
@@ -138,6 +138,16 @@ def forged(stage: str) -> list[str]:
     return found + [f"params.yaml:{key}" for key, value in ran["params"].items() if given.get(key) != value]
 
 
+def record_processors() -> None:
+    """Record on which processor each stage ran, for those that ran here; other stages keep what is recorded."""
+    recorded = files.read_json(pinning.PROCESSORS) if pinning.PROCESSORS.exists() else {}
+    ran = {path.stem: files.read_json(path).get("processor") for path in RAN.glob("*.json")}
+    merged = {stage: ran.get(stage) or recorded.get(stage) for stage in entries()}
+    if merged != recorded:
+        with files.whole(pinning.PROCESSORS) as path:
+            files.write_json(merged, path)
+
+
 def forget(stage: str, since: float) -> None:
     """Take a stage out of dvc.lock, and out of DVC's cache of runs what was put there since.
 
@@ -236,14 +246,42 @@ def _drop(names: list[str]) -> None:
         yaml.dump(content, file)
 
 
+def first_to_differ(ours: dict[str, Entry], theirs: dict[str, Entry]) -> list[str]:
+    """Return the stages that made other bytes, although what they read from other stages has the same bytes.
+
+    Args:
+        ours: the stages of a lock file.
+        theirs: those of another.
+    """
+    made, others = producers(ours), producers(theirs)
+
+    def differs(path: str) -> bool:
+        below = [out for out in made if out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/")]
+        return any(out in others and made[out][1] != others[out][1] for out in below)
+
+    stages = [name for name, entry in ours.items() if any(differs(out["path"]) for out in entry.get("outs", []))]
+    return [name for name in stages if not any(differs(dep["path"]) for dep in ours[name].get("deps", []))]
+
+
 def compare(other: Path) -> list[str]:
-    """The outputs that have other bytes than in another lock file, or are in one of the two alone, and a count."""
-    ours, theirs = ({path: md5 for path, (_, md5) in producers(entries(lock)).items()} for lock in (LOCK, other))
+    """Return the outputs with other bytes than in another lock file, or in one of the two alone, and a count.
+
+    The stages where the difference begins come first, with the processor that they ran on.
+    """
+    both = entries(LOCK), entries(other)
+    ours, theirs = ({path: md5 for path, (_, md5) in producers(stages).items()} for stages in both)
     lines = [f"differs: {path}" for path in sorted(ours.keys() & theirs.keys()) if ours[path] != theirs[path]]
+    ran_on = [other.parent / pinning.PROCESSORS, pinning.PROCESSORS]
+    there, here = (files.read_json(path) if path.exists() else {} for path in ran_on)
+    first = [
+        f"first to differ: {stage} (here on {here.get(stage, 'an unknown processor')}, there on "
+        f"{there.get(stage, 'an unknown processor')})"
+        for stage in first_to_differ(*both)
+    ]
     same = len(ours.keys() & theirs.keys()) - len(lines)
     lines += [f"only in {LOCK}: {path}" for path in sorted(ours.keys() - theirs.keys())]
     lines += [f"only in {other}: {path}" for path in sorted(theirs.keys() - ours.keys())]
-    return [*lines, f"{same} outputs have the same bytes, {len(lines)} do not"]
+    return [*first, *lines, f"{same} outputs have the same bytes, {len(lines)} do not"]
 
 
 def main() -> None:

@@ -14,15 +14,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stages.core import arguments, files, params, plugins
 from stages.pages import addresses
-from stages.pipeline import by_hand, lock
+from stages.pipeline import by_hand, lock, pinning
 
-PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "onnxruntime", "dvc")  # that a number may depend on
 SHORT = 60  # characters of a value in a summary
 READ = ("stages/", "reports/")  # git holds these
 AS_RECORDED, OTHER, ABSENT, UNREAD = "as recorded", "other content", "not here", "not read"
@@ -164,6 +162,14 @@ def owners(stages: dict[str, Entry], values: Any) -> dict[str, Entry]:
     return found
 
 
+def environments(stages: dict[str, Entry]) -> dict[str, Entry]:
+    """Return group -> what is recorded of Python, instruction set and packages, for groups that they depend on."""
+    paths = {Path(read["path"]) for stage in stages.values() for read in stage["reads"]}
+    return {
+        path.stem: files.read_json(path) for path in sorted(paths) if path.parent == pinning.FOLDER and path.is_file()
+    }
+
+
 def machine(stages: dict[str, Entry]) -> Entry | None:
     """The machine of the timings, where a file is made of them or holds them; dvc.lock names none of the others."""
     timed = [one["path"] for stage in stages.values() for one in stage["made"] if one["path"].endswith(".timing.json")]
@@ -192,12 +198,15 @@ def explain(address: str) -> Entry:
         for one in (*stage["code"], *stage["reads"], *stage["made"]):
             one["state"] = state(one)
         stage["commit"] = last_commit([one["path"] for one in stage["code"]])
+    processors = files.read_json(pinning.PROCESSORS) if pinning.PROCESSORS.exists() else {}
+    for name, stage in stages.items():
+        stage["processor"] = processors.get(name)
     return {
         "address": address,
         "value": value,
         "state": is_as_recorded,
         "commit": last_commit([]),
-        "packages": {name: metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "environments": environments(stages),
         "machine": machine(stages),
         "stages": stages,
         "owners": owners(stages, values),
@@ -226,8 +235,12 @@ def told(found: Entry, is_whole: bool) -> Iterator[str]:
         yield f"= {_short(value, is_whole)}"
     if found["state"] == OTHER:
         yield "NOT as dvc.lock records it: changed since (`make audit` names all that is)"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(found["packages"].items()))
-    yield f"at commit {found['commit'] or 'unknown'}; installed: {versions}"
+    yield f"at commit {found['commit'] or 'unknown'}"
+    for group, recorded in found["environments"].items():
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(recorded["packages"].items()))
+        pinned = recorded["instruction_set"]
+        pinned = pinned if isinstance(pinned, str) else "pinned to " + _short(pinned, is_whole)
+        yield f"{group} stages ran with Python {recorded['python']}, instruction set {pinned}; {versions}"
     if found["machine"]:
         yield f"timed on {found['machine']['cpu']}, {found['machine']['system']}"
     yield ""
@@ -236,6 +249,8 @@ def told(found: Entry, is_whole: bool) -> Iterator[str]:
         yield ""
         yield f"{name}: {stage['command']}"
         yield from _code(stage, is_whole)
+        if stage["processor"]:
+            yield f"  ran on {stage['processor']}"
         given = [f"{key} = {_short(of_key, is_whole)}" for key, of_key in sorted(stage["params"].items())]
         if given and is_whole:
             yield from (f"  param  {line}" for line in given)

@@ -42,6 +42,7 @@ GROUPS = {
                    "pyarrow", "scikit-image", "scikit-learn", "scipy"),
 }  # fmt: skip
 FOLDER = Path("reports/environment")
+PROCESSORS = FOLDER / "processors.json"  # stage -> processor; in no stage's outputs, since bytes must not depend on it
 LOCK = Path("requirements.lock")
 CPU_INFO = Path("/proc/cpuinfo")
 X86_64 = ("x86_64", "AMD64")
@@ -59,6 +60,18 @@ def unpinnable() -> str | None:
     if CPU_INFO.exists() and "avx2" not in CPU_INFO.read_text(encoding="utf-8").split():
         return f"{machine} without AVX2"
     return None
+
+
+def processor() -> str:
+    """Return the name of this machine's processor and, of an x86-64 one, whether it has AVX-512."""
+    name, flags = platform.processor() or platform.machine(), None
+    if CPU_INFO.exists():
+        text = CPU_INFO.read_text(encoding="utf-8")
+        names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+        name, flags = (names or [name])[0], text.split()
+    if flags is None or platform.machine() not in X86_64:
+        return name
+    return f"{name}, {'with' if 'avx512f' in flags else 'without'} AVX-512"
 
 
 def pin() -> None:

@@ -113,6 +113,7 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
             recovery.end(process for process, _ in running.values())
     if failed:
         raise failed
+    lock.record_processors()
 
 
 def _fault(stage: str, process: subprocess.Popen[bytes], said: str, start: float) -> str:
