@@ -273,7 +273,8 @@ STOPPED = {1, -signal.SIGINT}  # Python gives the second where an import was jus
 
 @pytest.mark.parametrize("after_s", [0.02, 0.3, 0.8, 1.5])
 def test_an_interrupt_at_any_moment_ends_in_a_line(toy: Path, after_s: float) -> None:
-    shutil.copyfile(ROOT / "params.yaml", toy / "params.yaml")
+    for name in ("params.yaml", "requirements.lock"):
+        shutil.copyfile(ROOT / name, toy / name)
     words = [sys.executable, "-m", "stages.pipeline.repro"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, cwd=toy, env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -142,7 +142,7 @@ def record_processors() -> None:
     """Record on which processor each stage ran, for those that ran here; other stages keep what is recorded."""
     recorded = files.read_json(pinning.PROCESSORS) if pinning.PROCESSORS.exists() else {}
     ran = {path.stem: files.read_json(path).get("processor") for path in RAN.glob("*.json")}
-    merged = {stage: ran.get(stage) or recorded.get(stage) for stage in entries()}
+    merged = {stage: of for stage in entries() if (of := ran.get(stage) or recorded.get(stage))}
     if merged != recorded:
         with files.whole(pinning.PROCESSORS) as path:
             files.write_json(merged, path)
