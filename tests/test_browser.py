@@ -48,8 +48,7 @@ def opened(browser: Browser, name: str, width: int, scheme: str) -> tuple[Page, 
     return page, said
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 768, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (768, "dark"), (390, "light")])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_asks_for_nothing_fits_and_has_no_fault(browser: Browser, name: str, width: int, scheme: str) -> None:
     page, said = opened(browser, name, width, scheme)

@@ -68,7 +68,7 @@ def test_what_is_told_names_value_command_code_parameters_inputs_and_licence() -
     assert told.startswith(f"{ADDRESS}\n= {value}\n")
     assert re.search(r"^at commit [0-9a-f]{7,} of \d{4}-\d\d-\d\d$", told, re.M)
     assert re.search(r"^training stages ran with Python 3.\d+, instruction set pinned to .*, torch [\d.]+$", told, re.M)
-    assert re.search(r"^  ran on \S.*, with(out)? AVX-512$", told, re.M)
+    assert re.search(r"^stages ran on \S", told, re.M)
     assert "evaluate@chestxray14: python -m stages.pipeline.guard stages.evaluate --dataset chestxray14" in told
     last = "$" if IS_SHALLOW else ", last changed by [0-9a-f]{7,} of"
     assert re.search(rf"^  code   \d+ files and rooms, as recorded{last}", told, re.M)

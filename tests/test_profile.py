@@ -82,6 +82,7 @@ def test_parameters_are_those_of_the_largest_size_in_any_order(monkeypatch: pyte
 
 def test_stage_writes_exact_and_measured_figures_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # a process for each number of threads takes seconds to start
     owners.project(tmp_path, threads=1, profile={"sizes_px": [64, 96], "outputs": 5, "repeats": 4})
     ballast = np.ones(50_000_000)  # of this process; must not appear in what is measured in the child
     profile.main(["--arch", "resnet18", "--role", "teacher"])

@@ -104,6 +104,7 @@ def spoil(loss: Tensor) -> Tensor:
     return loss * math.nan
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_named_and_the_next_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
     cohort = single.drawn(tmp_path / "cohort", 32)
     flag = tmp_path / "flag"

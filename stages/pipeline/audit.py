@@ -429,7 +429,6 @@ def whole() -> tuple[list[str], Seen]:
         *package_faults(),
         *source_faults(values, seen),
         *page_faults(seen),
-        *lock.choice_faults(),
     ]
     return list(dict.fromkeys(map(str, faults))), seen
 
@@ -470,7 +469,7 @@ def main() -> None:
         print(f"not here, and not in the cache ({len(seen.absent)} outputs, e.g. {few}): `dvc pull` or `make repro`")
     if seen.uncommitted:
         print(differing(sorted(seen.uncommitted)))
-    for line in by_hand.stale():
+    for line in (*lock.choice_notes(), *by_hand.stale()):
         print(line)
     print(verdict(faults, seen, time.monotonic() - start))
     sys.exit(bool(faults))

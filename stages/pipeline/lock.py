@@ -1,10 +1,9 @@
 """What `dvc.lock` proves: `python -m stages.pipeline.lock check | prune | compare <other lock>`.
 
 `check` (`make audit QUICK=1`; `audit` reads everything) says whether the lock belongs to this checkout's code and
-params and whether its chain of hashes is whole, and what the stage `choice` found amiss; it needs no data (`dvc repro
---dry --allow-missing` is no gate: it exits 0 with a changed stage). `prune` drops entries and files of cells that
-params.yaml no longer declares; DVC keeps both. `compare` says which outputs have the bytes that they have in another
-lock file, whatever the code that made them.
+params and whether its chain of hashes is whole; it needs no data (`dvc repro --dry --allow-missing` is no gate: it
+exits 0 with a changed stage). `prune` drops entries and files of cells that params.yaml no longer declares; DVC keeps
+both. `compare` says which outputs have the bytes that they have in another lock file, whatever the code that made them.
 """
 
 import hashlib
@@ -196,22 +195,16 @@ def lock_faults() -> list[str]:
     return [*faults, way_out] if faults else []
 
 
-def choice_faults() -> list[str]:
-    """What is not as the trials had it or chose it that params.yaml names, and the way out."""
+def choice_notes() -> list[str]:
+    """Return what has changed since the trials that chose the settings, as information: the report says it too."""
     found = files.read_json(CHOICE) if CHOICE.exists() else {"stale": [], "differs": []}
-    faults = [f"choice: {line}" for line in (*found["stale"], *found["differs"])]
-    if not faults:
-        return []
-    way_out = (
-        f"choice: params.yaml does not carry what trials of its own chose ({len(faults)} faults): run `make trials "
-        f"STUDY={found['name']}`, carry its choice into params.yaml, `make repro`; or set `choice: null`"
-    )
-    return [*faults, way_out]
-
-
-def check() -> list[str]:
-    """All that `make audit` fails on."""
-    return lock_faults() + choice_faults()
+    notes = [f"choice: {line}" for line in (*found["stale"], *found["differs"])]
+    if notes:
+        notes.append(
+            f"choice: settings were chosen by trials of other code or params ({len(notes)} differences): `make trials "
+            f"STUDY={found['name']}` tries them anew, `choice: null` in params.yaml says that no trials chose them"
+        )
+    return notes
 
 
 def prune() -> list[str]:
@@ -294,7 +287,7 @@ def main() -> None:
     comparing.add_argument("file", type=Path, help="another dvc.lock")
     args = parser.parse_args()
     do: dict[str, Callable[[], list[str]]] = {
-        "check": check,
+        "check": lock_faults,
         "prune": prune,
         "compare": lambda: compare(args.file),
     }
@@ -304,6 +297,8 @@ def main() -> None:
         whole = f"dvc.lock belongs to this code and these params: {len(entries())} stages"
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
+    for note in choice_notes() if args.command == "check" else ():
+        print(note)
     print("\n".join(lines) or {"check": whole, "prune": "nothing to prune"}[args.command])
     sys.exit(bool(lines) and args.command == "check")
 

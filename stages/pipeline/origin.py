@@ -241,22 +241,28 @@ def told(found: Entry, is_whole: bool) -> Iterator[str]:
         pinned = recorded["instruction_set"]
         pinned = pinned if isinstance(pinned, str) else "pinned to " + _short(pinned, is_whole)
         yield f"{group} stages ran with Python {recorded['python']}, instruction set {pinned}; {versions}"
+    processors = {stage["processor"] for stage in found["stages"].values() if stage["processor"]}
+    if processors:
+        yield f"stages ran on {'; '.join(sorted(processors))}"
     if found["machine"]:
         yield f"timed on {found['machine']['cpu']}, {found['machine']['system']}"
     yield ""
-    yield from tree(found["stages"])
-    for name, stage in found["stages"].items():
+    is_environment = {name for name, stage in found["stages"].items()
+                      if any(Path(one["path"]).parent == pinning.FOLDER for one in stage["made"])}  # fmt: skip
+    shown = {name: stage for name, stage in found["stages"].items() if is_whole or name not in is_environment}
+    yield from tree(shown)
+    for name, stage in shown.items():
         yield ""
         yield f"{name}: {stage['command']}"
         yield from _code(stage, is_whole)
-        if stage["processor"]:
-            yield f"  ran on {stage['processor']}"
         given = [f"{key} = {_short(of_key, is_whole)}" for key, of_key in sorted(stage["params"].items())]
         if given and is_whole:
             yield from (f"  param  {line}" for line in given)
         elif given:
             yield f"  params {'; '.join(given)}"
         for one in stage["reads"]:
+            if not is_whole and Path(one["path"]).parent == pinning.FOLDER:
+                continue  # told above
             yield f"  reads  {_line(one)}{_from(one['from'], is_whole)}"
         yield from (f"  made   {_line(one)}" for one in stage["made"])
     if found["owners"]:
@@ -267,7 +273,10 @@ def told(found: Entry, is_whole: bool) -> Iterator[str]:
 
 def tree(stages: dict[str, Entry]) -> Iterator[str]:
     """The stages as a tree, each stage's inputs once."""
-    sources = {name: [made for read in stage["reads"] for made in read["from"]] for name, stage in stages.items()}
+    sources = {
+        name: [made for read in stage["reads"] for made in read["from"] if made in stages]
+        for name, stage in stages.items()
+    }
     inner = {source for of_stage in sources.values() for source in of_stage}
     shown = set[str]()
 
