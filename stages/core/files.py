@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import psutil
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FULL_BYTES = 1 << 20  # a disk with less room counts as full: NumPy and safetensors do not say why a write failed
 _NUMBERS = itertools.count()
@@ -136,15 +138,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
+def write_table(table: "pd.DataFrame", path: Path) -> None:
     """Write parquet without an index; the same table gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         table.to_parquet(file, index=False, compression="zstd")
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
     """Read parquet through a Python file, so that the guard sees what a stage opens."""
+    import pandas as pd  # takes half a second, and many commands read no table
+
     with path.open("rb") as file:
         return pd.read_parquet(file, columns=columns)
 

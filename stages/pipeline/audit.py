@@ -160,6 +160,11 @@ def cache_path(cache: Path, md5: str) -> Path:
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
+def store_of(repo: Any) -> Path:
+    """Return the folder of DVC's cache."""
+    return Path(repo.cache.local.path).parent.parent
+
+
 def listed(one: Named, cache: Path) -> dict[str, str] | None:
     """The files of a folder by its list in the cache, path -> MD5; None where the list is not there or not whole."""
     try:
@@ -417,7 +422,7 @@ def whole() -> tuple[list[str], Seen]:
     seen = Seen()
     with recovery.still() as repo:
         entries, stages = lock.read(lock.LOCK), list(repo.index.stages)
-        cache = Path(repo.cache.local.path).parent.parent
+        cache = store_of(repo)
     cached = {out.def_path for stage in stages for out in stage.outs if out.use_cache}
     values = params.read()
     faults: list[Any] = [

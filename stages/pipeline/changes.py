@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from stages.core import arguments, params
 from stages.pages import rendering
-from stages.pipeline import committed, lock, moves, pinning
+from stages.pipeline import audit, committed, lock, moves, pinning, recovery
 from stages.pipeline.revisions import HERE, Entry, commit_of, content, entries, flat
 
 LONGEST = 40  # rows of a table
@@ -127,7 +127,9 @@ def compare(base: str) -> tuple[list[str], list[str]]:
     """
     base, head = commit_of(base), commit_of("HEAD")
     old, new = entries(base), entries(HERE)
-    margin, store = margin_of(base), Path(lock.dvc("cache", "dir").strip())
+    margin = margin_of(base)
+    with recovery.still() as repo:
+        store = audit.store_of(repo)
     before, after = (YAML(typ="safe").load(content(revision, str(params.FILE)) or b"{}") for revision in (base, HERE))
     ran = stages_that_ran(old, new, changed_files(base, "stages"))
     is_repeated = committed.is_repeated(entries(head), new)
