@@ -116,6 +116,15 @@ def run(graph: nx.DiGraph, lanes: int) -> None:
     lock.record_processors()
 
 
+def due_after_environment() -> nx.DiGraph:
+    """Run the environment stages that are due, and return what is due then: most upgrades change no record."""
+    graph = due()
+    if first := [stage for stage in graph if stage.startswith("environment@")]:
+        run(nx.DiGraph(graph.subgraph(first)), lanes=1)
+        graph = due()
+    return graph
+
+
 def _fault(stage: str, process: subprocess.Popen[bytes], said: str, start: float) -> str:
     """What to say of a stage that failed, or of which DVC recorded what did not run; nothing of others."""
     if process.returncode:
@@ -161,13 +170,15 @@ def run_due(lanes: int | None) -> None:
         for line in recovery.mend():
             print(line)
         record_environment()
-        graph = due()
+        graph = due_after_environment()
         if not graph:
             print("nothing to run: all stages are up to date")
             return
         check.everything(params.read())  # imports plug-ins, and so torch: where there is nothing to run, for nothing
     except (ValueError, FileNotFoundError, RuntimeError) as fault:
         sys.exit(str(fault))
+    except subprocess.CalledProcessError:
+        sys.exit(1)
     threads = given.threads * max(given.train.teacher.processes, given.train.student.processes)
     try:
         run(graph, lanes or max(1, (os.cpu_count() or 1) // threads))
