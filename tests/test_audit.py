@@ -387,30 +387,6 @@ def test_results_of_another_processor_are_listed_and_no_fault_unless_they_contra
         assert f"{report} (report): expected {digest}" in found()
 
 
-def test_a_run_with_another_instruction_set_is_no_fault_until_a_result_is_edited(project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "other"
-    subprocess.run(["cp", "-a", project, folder], check=True)
-    variables = smoke.environment() | {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-
-    def run(module: str, *words: str) -> tuple[int, str]:
-        words = tuple(smoke.runner(module, *words))
-        done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    status, told = run("repro", "--lanes", "2")
-    assert status == 0, told
-    assert "reports/environment/training.json is recorded anew: instruction_set ATEN_CPU_CAPABILITY: recorded" in told
-    status, told = run("audit")
-    assert status == 0, told
-    assert "results differ from the committed ones, made on" in told
-    status, told = run("changes", "--base=HEAD")
-    assert status == 0, told
-    assert "this machine does not repeat the committed bytes" in told
-    edited = folder / "reports/comparison.json"
-    edited.write_bytes(edited.read_bytes() + b"\n")
-    assert [run("audit")[0], run("changes", "--base=HEAD")[0]] == [1, 1]
-
-
 BROKEN: dict[str, tuple[Any, str]] = {
     "conflict": (b"<<<<<<< ours\nschema: '2.0'\n=======\n>>>>>>> theirs\n", "conflicts of a merge"),
     "empty": (b"", "is cut off"),

@@ -263,6 +263,7 @@ def test_another_processor_may_move_means_over_seeds_by_the_spread_over_seeds(
     (group,) = compared
     test = next(test for test in compared[group]["tests"] if test["dataset"] == DATASET)
     test["twin"]["per_seed"] = [value + by for value in test["twin"]["per_seed"]]
+    test["twin"]["auroc"] += by
     files.write_json(compared, path)
     request_of.record(moves.COMPARISON, md5(path.read_bytes()))
     request_of.record("data/models/twin/joint/eeea_net_c2/0", "1" * 32 + ".dir")
@@ -274,21 +275,19 @@ def test_another_processor_may_move_means_over_seeds_by_the_spread_over_seeds(
     assert (f"* twin of {group} on {DATASET}, all: committed" in told) == (not is_noise)
 
 
-def test_without_a_bootstrap_or_seeds_the_committed_intervals_and_the_margin_decide() -> None:
+def test_without_a_bootstrap_the_committed_intervals_decide_and_one_seed_is_not_judged() -> None:
     assert moves._unpaired({"auroc": 0.8, "low": 0.77, "high": 0.83}, {"auroc": 0.85, "low": 0.81, "high": 0.89}) == (
         pytest.approx((0.0, 0.1))
     )
     assert moves._unpaired({"auroc": 0.8, "low": None, "high": None}, {"auroc": 0.8, "low": 0.7, "high": 0.9}) is None
-    alone = moves.Move("a", "teacher", 0.9, 0.89, None, None, moves.NONE)
-    assert alone.is_noise(0.02)
-    assert not alone.is_noise(0.005)
-    assert alone.falls(0.005)
-    low, high = moves._over_seeds([0.80, 0.82, 0.84], [0.81, 0.83, 0.85], 0.95)
-    assert low is not None
-    assert high is not None
+    assert moves.Move("a", "teacher", 0.9, 0.8, None, None, moves.NONE).falls(0.005)
+    assert not moves.Move("a", "teacher", 0.9, 0.8, None, None, moves.ONE_SEED).falls(0.005)
+    ends = moves._over_seeds([0.80, 0.82, 0.84], [0.81, 0.83, 0.85], 0.95)
+    assert ends is not None
+    low, high = ends
     assert (low + high) / 2 == pytest.approx(0.01)
     assert high - low == pytest.approx(2 * 2.776445 * 0.02 * (2 / 3) ** 0.5, rel=1e-4)  # t of 4 degrees of freedom
-    assert moves._over_seeds([0.8], [0.7], 0.95) == (None, None)
+    assert moves._over_seeds([0.8], [0.7], 0.95) is None
 
 
 def test_measured_times_may_come_out_otherwise(request_of: PullRequest) -> None:

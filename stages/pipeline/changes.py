@@ -140,7 +140,7 @@ def compare(base: str) -> tuple[list[str], list[str]]:
     short = [json.loads(content(revision, "reports/summary.json") or b"{}") for revision in (base, HERE)]
     others = [row for row in differing(*short) if not row[0].startswith("auroc.")]
     shown = [path for path in changed_files(base, "reports") if not path.endswith(".json")]
-    not_given, listed = committed.check(head, margin)
+    not_given, listed = committed.check(head)
     faults = [*(move.fall(margin) for move in moved if move.falls(margin)), *not_given]
     lines = [
         f"# What moved since {base[:12]}",

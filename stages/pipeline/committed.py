@@ -87,14 +87,12 @@ def _files_of(root: Path, path: str) -> list[str]:
     return [one.relative_to(root).as_posix() for one in found]
 
 
-def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[list[str], list[str]]:
+def regenerated(of_head: dict[str, Entry], head: str) -> tuple[list[str], list[str]]:
     """Compare what this checkout's run gave with what was committed.
 
     Args:
         of_head: dvc.lock of the commit.
         head: the commit.
-        margin: by how much a mean AUROC may differ on a machine that does not repeat the bytes, where there is one
-            seed.
 
     Returns:
         Faults, and what is only listed.
@@ -112,7 +110,8 @@ def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[li
             (faults if is_same_machine else listed).append(f"{path}: came out otherwise here{told}")
     if not is_same_machine:
         shifts = [*moves.of_kinds(head, HERE, params.read()["evaluate"]["confidence"])]
-        beyond = [shift for shift in shifts if not shift.is_noise(margin)]
+        judged = [shift for shift in shifts if shift.interval != moves.ONE_SEED]
+        beyond = [shift for shift in judged if not shift.is_noise]
         faults += [
             f"{shift.model} on {shift.where}: committed {shift.before:.4f}, here {shift.after:.4f}, beyond the spread "
             "over seeds"
@@ -122,8 +121,9 @@ def regenerated(of_head: dict[str, Entry], head: str, margin: float) -> tuple[li
         listed.insert(
             0,
             f"this machine does not repeat the committed bytes ({len(models)} models differ, first {models[0]}), so "
-            f"means over seeds were compared: {len(shifts) - len(beyond)} of {len(shifts)} are within the spread over "
-            f"seeds (committed: {_processors(head, models, is_)}; here: {_processors(HERE, models, is_)})",
+            f"means over seeds were compared: {len(judged) - len(beyond)} of {len(judged)} are within the spread over "
+            f"seeds, {len(shifts) - len(judged)} of one seed are not judged (committed: "
+            f"{_processors(head, models, is_)}; here: {_processors(HERE, models, is_)})",
         )
     return faults, listed
 
@@ -183,15 +183,14 @@ def _apart(one: Any, other: Any) -> float:
     return 0.0 if one == other and type(one) is type(other) else math.inf
 
 
-def check(head: str, margin: float) -> tuple[list[str], list[str]]:
+def check(head: str) -> tuple[list[str], list[str]]:
     """Return where the results of a commit are not what its code gives, and what another processor explains.
 
     Args:
         head: the commit, which this checkout ran.
-        margin: as of `evaluate.margin`.
     """
     of_head = entries(head)
-    faults, listed = regenerated(of_head, head, margin)
+    faults, listed = regenerated(of_head, head)
     stamped = [f"{page}: not as {by_hand.STAMPS} has it" for page, _, _ in by_hand.edited()]
     of_files = [*edited(head, of_head), *edited(HERE, entries(HERE))]
     return [*of_files, *rewritten(head, of_head), *stamped, *faults], listed

@@ -21,6 +21,7 @@ from stages.pipeline.revisions import Entry, content
 COMPARISON = "reports/comparison.json"
 KINDS = ("teacher", "twin", "distilled")
 PAIRED, UNPAIRED, OVER_SEEDS, NONE = "paired", "unpaired", "over seeds", "no interval"
+ONE_SEED = "one seed, which has no spread: not judged"
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Move:
 
     def falls(self, margin: float) -> bool:
         """Return True if it fell by more than `margin` and the interval excludes zero, or there is none."""
-        return self.after - self.before < -margin and (self.high is None or self.high < 0)
+        is_known = self.interval != ONE_SEED
+        return is_known and self.after - self.before < -margin and (self.high is None or self.high < 0)
 
-    def is_noise(self, margin: float) -> bool:
-        """Return True if the interval includes zero or, without one, the difference is within `margin`."""
-        if self.low is None or self.high is None:
-            return abs(self.after - self.before) <= margin
-        return self.low <= 0 <= self.high
+    @property
+    def is_noise(self) -> bool:
+        """Return True if the interval includes zero."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
     def fall(self, margin: float) -> str:
         """Describe a fall in a sentence."""
@@ -68,7 +69,7 @@ class Move:
             verdict = self.interval
         else:
             change += f" ({self.low:+.4f} to {self.high:+.4f}, {self.interval})"
-            verdict = "within noise" if self.is_noise(margin) else "larger than noise"
+            verdict = "within noise" if self.is_noise else "larger than noise"
         if self.falls(margin):
             verdict += f"; **falls by more than {margin:g}**"
         return self.where, self.model, f"{self.before:.4f}", f"{self.after:.4f}", change, verdict
@@ -108,38 +109,38 @@ def of_models(
 def of_kinds(base: str, head: str, confidence: float) -> Iterator[Move]:
     """Yield each mean over seeds of a kind of model that differs, with Welch's interval of the difference.
 
+    One seed has no spread, and a training's luck is larger than the interval over patients: it is not judged.
+
     Args:
         base: a revision.
         head: another.
         confidence: of the interval.
     """
-    before, after = (seeds_of(json.loads(content(revision, COMPARISON) or "{}")) for revision in (base, head))
+    before, after = (scores_of_kinds(json.loads(content(revision, COMPARISON) or "{}")) for revision in (base, head))
     for model, where in sorted(before.keys() & after.keys()):
         was, is_ = before[model, where], after[model, where]
-        if was == is_ or not was or not is_:
+        seeds = [[value for value in of.get("per_seed", []) if value is not None] for of in (was, is_)]
+        if None in (was["auroc"], is_["auroc"]) or was == is_:
             continue
-        low, high = _over_seeds(was, is_, confidence)
-        kind = NONE if low is None else OVER_SEEDS
-        yield Move(where, model, float(np.mean(was)), float(np.mean(is_)), low, high, kind)
+        ends = _over_seeds(seeds[0], seeds[1], confidence)
+        low, high = ends or (None, None)
+        yield Move(where, model, was["auroc"], is_["auroc"], low, high, OVER_SEEDS if ends else ONE_SEED)
 
 
-def seeds_of(comparison: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
-    """Return (kind of model, data set and mean) -> mean AUROC of each seed, a single value of a teacher."""
-    values = dict[tuple[str, str], list[float]]()
-    for group, compared in comparison.items():
-        for test in compared["tests"]:
-            where = f"{test['dataset'] or 'mean of the data sets'}, {test['mean']}"
-            for kind in KINDS:
-                scored = test[kind]
-                per_seed = scored.get("per_seed", [scored["auroc"]])
-                values[f"{kind} of {group}", where] = [value for value in per_seed if value is not None]
-    return values
+def scores_of_kinds(comparison: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (kind of model, data set and mean) -> its mean AUROC, interval and, of students, value of each seed."""
+    return {
+        (f"{kind} of {group}", f"{test['dataset'] or 'mean of the data sets'}, {test['mean']}"): test[kind]
+        for group, compared in comparison.items()
+        for test in compared["tests"]
+        for kind in KINDS
+    }
 
 
-def _over_seeds(before: list[float], after: list[float], confidence: float) -> tuple[float | None, float | None]:
+def _over_seeds(before: list[float], after: list[float], confidence: float) -> tuple[float, float] | None:
     """Return Welch's interval of after minus before, None with a single seed."""
     if min(len(before), len(after)) < 2:
-        return None, None
+        return None
     if np.ptp(before) == np.ptp(after) == 0:  # the interval is a point
         return after[0] - before[0], after[0] - before[0]
     from scipy import stats  # takes a second, and is needed on other processors alone
