@@ -1,7 +1,7 @@
 """What it costs to pin the instruction set: each kind of work in processes with the pins and without, in turn.
 
 Seconds of processor time. "All trainings of the default" adds up its steps: one teacher, and a twin and a distilled
-student a seed. On a processor without AVX-512 only MKL's portable mode is slower; the other pins change nothing there.
+student a seed. Both sides are today's code.
 """
 
 import sys
