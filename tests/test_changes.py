@@ -253,6 +253,19 @@ def test_what_comes_out_otherwise_than_committed_fails_unless_models_do(request_
     assert f"* {METRICS}: this checkout's file has MD5" in told
 
 
+def test_other_data_is_no_other_machine(request_of: PullRequest) -> None:
+    """Models of changed images are compared one by one, as on the machine that made the commit."""
+    request_of.commit()
+    request_of.record("data/cohorts/joint", "2" * 32 + ".dir")
+    request_of.record(f"data/models/{ID}", "1" * 32 + ".dir")
+    request_of.move(-0.03)
+    request_of.save()
+    status, told = request_of.told()
+    assert status == 1
+    assert "does not repeat the committed bytes" not in told
+    assert "the interval (paired) excludes 0" in told
+
+
 @pytest.mark.parametrize(("by", "is_noise"), [(0.0004, True), (-0.2, False)])
 def test_another_processor_may_move_means_over_seeds_by_the_spread_over_seeds(
     request_of: PullRequest, by: float, is_noise: bool

@@ -25,7 +25,7 @@ from stages.pipeline import audit, by_hand, lock, moves, pinning
 from stages.pipeline.revisions import HERE, Entry, content, entries
 
 TIMED = ".timing.json"  # ends the name of what is measured anew each time
-MODELS = "data/models/"
+MODELS, DRAWN = "data/models/", "data/phantom/"
 PAGES = ("describe", "report")  # stages that read nothing but what git holds
 WRITE = """
 from stages.pipeline import pinning
@@ -129,8 +129,16 @@ def regenerated(of_head: dict[str, Entry], head: str) -> tuple[list[str], list[s
 
 
 def is_repeated(of_head: dict[str, Entry], here: dict[str, Entry]) -> bool:
-    """Return True if every model that was trained with the same code and params has the committed bytes."""
-    return not any(path.startswith(MODELS) for path in _moved(of_head, here))
+    """Return True if every model that was trained with the same code, params and data has the committed bytes."""
+    moved, made = _moved(of_head, here), lock.producers(here)
+    return not any(
+        path.startswith(MODELS) and _data(of_head[made[path][0]]) == _data(here[made[path][0]]) for path in moved
+    ) and not any(path.startswith(DRAWN) for path in moved)
+
+
+def _data(entry: Entry) -> dict[str, str]:
+    """Return path -> hash of the data that a stage read."""
+    return {dep["path"]: dep["md5"] for dep in entry.get("deps", []) if dep["path"].startswith("data/")}
 
 
 def _moved(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
