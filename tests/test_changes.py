@@ -245,7 +245,7 @@ def test_what_comes_out_otherwise_than_committed_fails_unless_models_do(request_
     request_of.save()
     status, told = request_of.told()
     assert status == 0, told
-    assert f"this machine does not repeat the committed bytes (1 models differ, first data/models/{ID})" in told
+    assert f"this machine does not repeat the committed bytes (1 outputs differ, first data/models/{ID})" in told
     assert f"* {METRICS}: came out otherwise here" in told
     (request_of.folder / METRICS).write_bytes((request_of.folder / METRICS).read_bytes() + b"\n")
     status, told = request_of.told()

@@ -117,10 +117,10 @@ def regenerated(of_head: dict[str, Entry], head: str) -> tuple[list[str], list[s
             "over seeds"
             for shift in beyond
         ]
-        models = [path for path in moved if path.startswith(MODELS)]
+        models = [path for path in moved if path.startswith((MODELS, DRAWN))]
         listed.insert(
             0,
-            f"this machine does not repeat the committed bytes ({len(models)} models differ, first {models[0]}), so "
+            f"this machine does not repeat the committed bytes ({len(models)} outputs differ, first {models[0]}), so "
             f"means over seeds were compared: {len(judged) - len(beyond)} of {len(judged)} are within the spread over "
             f"seeds, {len(shifts) - len(judged)} of one seed are not judged (committed: "
             f"{_processors(head, models, is_)}; here: {_processors(HERE, models, is_)})",
